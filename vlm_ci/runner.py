@@ -1,0 +1,129 @@
+"""From settings to a result: builds the target and the plan, checks, and writes the evidence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlm_ci.errors import UsageError
+from vlm_ci.warmup import NAMED_PLANS, Plan, named_plan
+
+if TYPE_CHECKING:
+    from vlm_ci.check import Progress
+    from vlm_ci.result import Result
+    from vlm_ci.settings import Settings
+    from vlm_ci.targets.protocol import Target
+    from vlm_ci.traffic.envelope import Envelope
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What is known before a model is built; None for a target that brings its own."""
+
+    envelope: Envelope | None
+    plan: Plan | None
+
+
+def prepare(settings: Settings) -> Prepared:
+    """Check names, files, device and envelope before anything expensive begins.
+
+    Raises:
+        UsageError: something is unknown, unreadable, or does not fit the model.
+    """
+    from vlm_ci import bugs
+    from vlm_ci.families.base import check_envelope
+    from vlm_ci.targets import loading, models, recipes
+    from vlm_ci.targets.backends import CompileOptions
+
+    if settings.bug is not None:
+        bugs.find(settings.bug)
+    CompileOptions(
+        backend=settings.backend,
+        dynamic=settings.dynamic,
+        mode=settings.mode,
+        fullgraph=settings.fullgraph,
+        recompile_limit=settings.recompile_limit,
+    )
+    recipes.load(settings.recipe)
+    loading.resolve_dtype(settings.dtype)
+    loading.resolve_device(settings.device)
+    if loading.is_factory(settings.target):
+        return Prepared(envelope=None, plan=None)
+    source = models.find(settings.target)
+    envelope = source.family.envelope(source.config)
+    if settings.envelope is not None:
+        from vlm_ci.traffic.files import read_envelope
+
+        envelope = read_envelope(settings.envelope, envelope)
+        check_envelope(source.family, source.config, envelope)
+    return Prepared(envelope=envelope, plan=find_plan(settings.warmup, envelope))
+
+
+def find_plan(name: str, envelope: Envelope) -> Plan:
+    """Return a named plan, or the plan in a file.
+
+    Raises:
+        UsageError: there is neither, or the file is broken.
+    """
+    if name in NAMED_PLANS:
+        return named_plan(name, envelope)
+    path = Path(name)
+    if not path.exists() and path.suffix != ".json":
+        from vlm_ci.errors import unknown_name
+
+        raise unknown_name("warm-up plan", name, (*NAMED_PLANS, "a plan file (*.json)"))
+    from vlm_ci.traffic.files import read_plan
+
+    return Plan(name=str(path), batches=read_plan(path))
+
+
+def build_target(settings: Settings) -> Target:
+    """Load the target that the settings name, with the planted bug if they name one."""
+    from vlm_ci import bugs
+    from vlm_ci.targets.loading import load_target
+
+    mutate = None
+    if settings.bug is not None:
+        mutate = bugs.change(settings.bug, repaired=settings.repaired)
+    return load_target(
+        settings.target,
+        recipe=settings.recipe,
+        backend=settings.backend,
+        dynamic=settings.dynamic,
+        mode=settings.mode,
+        fullgraph=settings.fullgraph,
+        recompile_limit=settings.recompile_limit,
+        device=settings.device,
+        dtype=settings.dtype,
+        envelope=prepare(settings).envelope,
+        mutate=mutate,
+    )
+
+
+def run(settings: Settings, target: Target, progress: Progress | None = None) -> Result:
+    """Check a target as the settings say, and write the result and its evidence to ``out``."""
+    from vlm_ci import artifacts
+    from vlm_ci.check import Checker, CheckSettings, Silent
+
+    plan = find_plan(settings.warmup, target.envelope)
+    refused = [
+        f"batch {index}: {reason}"
+        for index, batch in enumerate(plan.batches)
+        if (reason := target.envelope.violation(batch))
+    ]
+    if refused:
+        raise UsageError(
+            f"warm-up plan {plan.name} holds batches outside the envelope: {'; '.join(refused[:3])}"
+        )
+    checker = Checker(
+        target,
+        CheckSettings(examples=settings.examples, seed=settings.seed, plan=plan),
+        progress or Silent(),
+    )
+    if settings.bug is not None:
+        checker.result.options["bug"] = settings.bug
+        checker.result.options["repaired"] = settings.repaired
+    checker.run()
+    artifacts.write(checker.result, checker.watcher.events, settings.out)
+    return checker.result

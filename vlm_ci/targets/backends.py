@@ -1,0 +1,97 @@
+"""The torch.compile backend, wrapped so that executed compiled regions are counted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from vlm_ci.errors import UsageError, check_int, unknown_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import torch
+
+BACKENDS = ("eager", "aot_eager", "inductor")
+MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+
+
+class CompileOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the compiled twin is compiled.
+
+    ``dynamic`` is torch.compile's; True by default, because an engine serves all sizes. ``mode``
+    applies to the Inductor backend only. ``recompile_limit`` None leaves torch's own default.
+    """
+
+    backend: str = "eager"
+    dynamic: bool | None = True
+    mode: str | None = None
+    fullgraph: bool = False
+    recompile_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise unknown_name("backend", self.backend, BACKENDS)
+        if self.mode is not None:
+            if self.mode not in MODES:
+                raise unknown_name("mode", self.mode, MODES)
+            if self.backend != "inductor":
+                raise UsageError(
+                    f"mode {self.mode!r} needs --backend inductor; backend {self.backend!r} has "
+                    "no modes"
+                )
+        if self.recompile_limit is not None:
+            try:
+                check_int("recompile limit", self.recompile_limit, minimum=1)
+            except ValueError as error:
+                raise UsageError(str(error)) from None
+
+
+class CountingBackend:
+    """A backend that reports each graph it compiles and each execution of one."""
+
+    def __init__(
+        self,
+        options: CompileOptions,
+        *,
+        on_graph: Callable[[], None],
+        on_region: Callable[[], None],
+    ) -> None:
+        self._compile = _resolve(options)
+        self._on_graph = on_graph
+        self._on_region = on_region
+        self.__name__ = options.backend
+
+    def __call__(
+        self, graph: torch.fx.GraphModule, example_inputs: Sequence[Any]
+    ) -> Callable[..., Any]:
+        """Compile one graph; the result counts its own executions."""
+        self._on_graph()
+        compiled = self._compile(graph, example_inputs)
+        on_region = self._on_region
+
+        def region(*args: Any) -> Any:
+            on_region()
+            return compiled(*args)
+
+        return region
+
+
+def _resolve(options: CompileOptions) -> Callable[..., Callable[..., Any]]:
+    if options.backend == "inductor":
+        from torch._inductor import list_mode_options
+        from torch._inductor.compile_fx import compile_fx
+
+        mode = options.mode if options.mode != "default" else None
+        patches = list_mode_options(mode, options.dynamic) if mode else {}
+
+        def inductor(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+            compiled: Any = compile_fx(graph, inputs, config_patches=dict(patches))
+            return compiled  # type: ignore[no-any-return]
+
+        return inductor
+    from torch._dynamo.backends.registry import lookup_backend
+
+    found: Callable[..., Callable[..., Any]] = lookup_backend(options.backend)
+    return found

@@ -1,0 +1,151 @@
+"""The one traffic description: items, requests, batches and sessions. Imports no torch.
+
+Every value is frozen and validated when it is built; its repr is code that rebuilds it. The
+same types are the generator's output, the warm-up plan, the regression corpus and the failure
+artifact (``vlm_ci.traffic.files`` reads and writes them).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+
+from vlm_ci.errors import check_choice, check_int
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PADDING_SIDES = ("left", "right")
+
+# What surrounds a forward. "outside_inputs" is inference_mode with inputs created before it is
+# entered, so that they carry other dispatch keys; "thread" runs the forward on a thread of its own.
+CONTEXTS = ("inference_mode", "no_grad", "grad", "autocast", "thread", "outside_inputs")
+
+TRAFFIC_SCHEMA = "vlm-ci/traffic/1"
+
+AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class Text(msgspec.Struct, frozen=True, tag_field="kind", tag="text", forbid_unknown_fields=True):
+    """A run of ``tokens`` ordinary text tokens."""
+
+    tokens: AtLeastOne
+
+    def __post_init__(self) -> None:
+        check_int("Text.tokens", self.tokens, minimum=1)
+
+
+class Image(msgspec.Struct, frozen=True, tag_field="kind", tag="image", forbid_unknown_fields=True):
+    """One image of ``height`` × ``width`` pixels."""
+
+    height: AtLeastOne
+    width: AtLeastOne
+
+    def __post_init__(self) -> None:
+        check_int("Image.height", self.height, minimum=1)
+        check_int("Image.width", self.width, minimum=1)
+
+
+class Video(msgspec.Struct, frozen=True, tag_field="kind", tag="video", forbid_unknown_fields=True):
+    """One video of ``frames`` frames, each of ``height`` × ``width`` pixels."""
+
+    frames: AtLeastOne
+    height: AtLeastOne
+    width: AtLeastOne
+
+    def __post_init__(self) -> None:
+        check_int("Video.frames", self.frames, minimum=1)
+        check_int("Video.height", self.height, minimum=1)
+        check_int("Video.width", self.width, minimum=1)
+
+
+Item = Text | Image | Video
+
+
+def _check_members(where: str, members: object, kinds: tuple[type, ...], names: str) -> None:
+    if not isinstance(members, tuple) or not members:
+        raise ValueError(f"{where} must be a non-empty tuple of {names}, not {members!r}")
+    for member in members:
+        if not isinstance(member, kinds):
+            raise ValueError(f"{where} must hold only {names}, not {member!r}")
+
+
+class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, repr_omit_defaults=True):
+    """One prompt: items in the order in which they stand in it."""
+
+    items: tuple[Item, ...]
+
+    def __post_init__(self) -> None:
+        _check_members("Request.items", self.items, (Text, Image, Video), "Text, Image or Video")
+
+    @property
+    def modalities(self) -> frozenset[str]:
+        """Which of "text", "image" and "video" occur."""
+        return frozenset(kind_of(item) for item in self.items)
+
+
+class Batch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, repr_omit_defaults=True):
+    """Requests that go through the model in one forward.
+
+    ``seed`` determines token ids and pixels; ``padding`` is the side on which shorter rows are
+    padded; ``context`` is what surrounds the forward (see ``CONTEXTS``).
+    """
+
+    requests: tuple[Request, ...]
+    seed: Annotated[int, msgspec.Meta(ge=0)] = 0
+    padding: str = "left"
+    context: str = "inference_mode"
+
+    def __post_init__(self) -> None:
+        _check_members("Batch.requests", self.requests, (Request,), "Request")
+        check_int("Batch.seed", self.seed, minimum=0)
+        check_choice("Batch.padding", self.padding, PADDING_SIDES)
+        check_choice("Batch.context", self.context, CONTEXTS)
+
+    @property
+    def modalities(self) -> frozenset[str]:
+        """Which of "text", "image" and "video" occur in any request."""
+        return frozenset().union(*(request.modalities for request in self.requests))
+
+    def items(self) -> Iterator[Item]:
+        """Yield the items of all requests, in order."""
+        for request in self.requests:
+            yield from request.items
+
+
+class Session(msgspec.Struct, frozen=True, forbid_unknown_fields=True, repr_omit_defaults=True):
+    """Batches that one process serves, in this order. One Hypothesis example is one session.
+
+    A session as JSON is a traffic file; ``schema`` names the version of that format.
+    """
+
+    batches: tuple[Batch, ...]
+    schema: str = TRAFFIC_SCHEMA
+
+    def __post_init__(self) -> None:
+        check_choice("the schema of the traffic", self.schema, (TRAFFIC_SCHEMA,))
+        _check_members("Session.batches", self.batches, (Batch,), "Batch")
+
+
+def kind_of(item: Item) -> str:
+    """Return "text", "image" or "video"."""
+    return "text" if isinstance(item, Text) else "image" if isinstance(item, Image) else "video"
+
+
+def batch(
+    *rows: tuple[Item, ...] | list[Item] | Item,
+    seed: int = 0,
+    padding: str = "left",
+    context: str = "inference_mode",
+) -> Batch:
+    """Build a batch from rows of items: ``batch([Text(5), Image(16, 24)], Text(9))``."""
+    requests = tuple(
+        Request(tuple(row) if isinstance(row, tuple | list) else (row,)) for row in rows
+    )
+    return Batch(requests, seed=seed, padding=padding, context=context)
+
+
+def session(*batches: Batch) -> Session:
+    """Build a session from batches."""
+    return Session(tuple(batches))

@@ -1,0 +1,194 @@
+"""Warm-up: an ordered plan of batches, run until a whole round compiles nothing."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from vlm_ci.errors import UsageError, unknown_name
+from vlm_ci.traffic import corners
+from vlm_ci.traffic.spec import Batch, Image, Item, Request, Text, Video
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vlm_ci.traffic.envelope import Envelope
+
+NAMED_PLANS = ("default", "text-only", "image-only")
+MAX_ROUNDS = 8
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """An ordered list of batches; ``name`` is a named plan or the file it came from."""
+
+    name: str
+    batches: tuple[Batch, ...]
+
+
+def named_plan(name: str, envelope: Envelope) -> Plan:
+    """Build a named plan for an envelope: generic sizes first, corners last, kept small.
+
+    Sizes that are equal by accident (height = width, batch = length, a length that equals the
+    number of mrope axes) come last or not at all, because Dynamo specialises on what it meets
+    first: the same batches in another order would need more graphs.
+
+    Raises:
+        UsageError: there is no plan of that name, or the envelope leaves nothing of it.
+    """
+    if name not in NAMED_PLANS:
+        raise unknown_name("warm-up plan", name, NAMED_PLANS)
+    rows = {"default": _default, "text-only": _text_only, "image-only": _image_only}[name](
+        _Sizes(envelope)
+    )
+    batches: list[Batch] = []
+    for context in envelope.contexts:
+        for seed, row in enumerate(rows):
+            requests = tuple(Request(tuple(items)) for items in row)
+            batch = Batch(requests, seed=seed, padding=envelope.padding[0], context=context)
+            if envelope.violation(batch) is None and batch not in batches:
+                batches.append(batch)
+    if not batches:
+        raise UsageError(
+            f"warm-up plan {name!r} has no batch that this envelope accepts: its modalities are "
+            f"{', '.join(envelope.modalities)}"
+        )
+    return Plan(name=name, batches=tuple(batches))
+
+
+Rows = list[list[list[Item]]]
+
+
+class _Sizes:
+    """Generic sizes within an envelope."""
+
+    def __init__(self, envelope: Envelope) -> None:
+        self._envelope = envelope
+
+    def text(self, tokens: int) -> Text:
+        low, high = self._envelope.tokens
+        return Text(min(max(tokens, low), high))
+
+    def image(self, rows: int, columns: int) -> list[Item]:
+        if "image" not in self._envelope.modalities:
+            return []
+        return [Image(self._side(rows, "image"), self._side(columns, "image"))]
+
+    def video(self, frames: int, rows: int, columns: int) -> list[Item]:
+        if "video" not in self._envelope.modalities:
+            return []
+        low, high = self._envelope.frames
+        frames = min(max(frames, low), high)
+        return [Video(frames, self._side(rows, "video"), self._side(columns, "video"))]
+
+    def _side(self, steps: int, kind: str) -> int:
+        sides: list[int] = getattr(self._envelope, f"{kind}_sides")
+        return sides[min(steps, len(sides)) - 1]
+
+
+def _default(sizes: _Sizes) -> Rows:
+    text, image, video = sizes.text, sizes.image, sizes.video
+    return [
+        [[text(7), *image(3, 4), text(5)], [text(13)]],  # padded, one image
+        [[text(7), *image(4, 5), text(4)]],
+        [[text(6), *video(5, 2, 3), text(4)], [*image(2, 5), text(3), *image(5, 3)]],
+        [[text(9)]],
+        [[text(9)], [text(9)]],  # equal lengths: no padding, so the mask becomes None
+        [[*image(1, 1), text(7)]],  # one visual token
+        [[text(6)], [*image(1, 1), text(8)]],
+        [[text(1)]],
+        [[text(1)], [text(1)]],
+    ]
+
+
+def _text_only(sizes: _Sizes) -> Rows:
+    text = sizes.text
+    return [
+        [[text(7)], [text(13)]],
+        [[text(11)]],
+        [[text(9)], [text(9)]],
+        [[text(1)]],
+        [[text(1)], [text(1)]],
+    ]
+
+
+def _image_only(sizes: _Sizes) -> Rows:
+    text, image = sizes.text, sizes.image
+    if not image(1, 1):
+        return []
+    return [
+        [[text(7), *image(3, 4), text(5)], [*image(2, 5), text(3)]],
+        [[text(6), *image(4, 5), text(4)]],
+        [[*image(3, 4)], [*image(3, 4)]],
+        [[*image(2, 4), text(3), *image(5, 3)]],
+        [[*image(1, 1), text(7)]],
+        [[text(6), *image(1, 1)], [*image(1, 1), text(8)]],
+    ]
+
+
+@dataclass(slots=True, kw_only=True)
+class WarmupReport:
+    """What a warm-up did. ``compiles`` and ``graphs`` count all rounds together."""
+
+    plan: Plan
+    rounds: int = 0
+    compiles: int = 0
+    graphs: int = 0
+    graph_breaks: int = 0
+    seconds: float = 0.0
+    converged: bool = False
+    last_round: tuple[int, ...] = ()  # compiles of each batch in the last round
+    regions: dict[str, int] = field(default_factory=dict)  # least regions by class of batch
+
+
+def batch_class(batch: Batch, envelope: Envelope) -> str:
+    """Name the class of a batch within which the same compiled regions are expected to run."""
+    return " ".join(
+        [
+            "+".join(sorted(batch.modalities)),
+            "1 row" if len(batch.requests) == 1 else "rows",
+            "padded" if corners.is_ragged(batch, envelope) else "equal",
+            batch.context,
+        ]
+    )
+
+
+def run_rounds(
+    plan: Plan,
+    run: Callable[[Batch], tuple[int, int | None]],
+    envelope: Envelope,
+    *,
+    max_rounds: int = MAX_ROUNDS,
+    on_batch: Callable[[int, int], None] = lambda round_number, index: None,
+) -> WarmupReport:
+    """Run a plan round after round until a whole round compiles nothing.
+
+    ``run(batch)`` returns how many compilations the batch caused and how many compiled regions it
+    executed (None where that is not known).
+    """
+    report = WarmupReport(plan=plan)
+    started = time.perf_counter()
+    try:
+        while report.rounds < max_rounds and not report.converged:
+            report.rounds += 1
+            report.regions = {}
+            compiles = []
+            for index, batch in enumerate(plan.batches):
+                on_batch(report.rounds, index)
+                compiled, regions = run(batch)
+                compiles.append(compiled)
+                if regions is not None:
+                    name = batch_class(batch, envelope)
+                    report.regions[name] = min(regions, report.regions.get(name, regions))
+            report.last_round = tuple(compiles)
+            report.converged = not any(compiles)
+    finally:
+        report.seconds = time.perf_counter() - started
+    return report
+
+
+def increase(before: int | None, after: int | None) -> int | None:
+    """Return after - before; None where either count is not known."""
+    return None if before is None or after is None else after - before

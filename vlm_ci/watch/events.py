@@ -1,0 +1,33 @@
+"""What the watch records: one list of events, and counts derived from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+KINDS = (
+    "compile",
+    "graph",
+    "refusal",
+    "limit-hit",
+    "graph-capture",
+    "triton-compile",
+)
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that the compiler did.
+
+    ``time`` is in seconds since the epoch; ``step`` counts forwards of the compiled twin from 1,
+    within its ``phase`` ("load", "warmup" or "strict"); ``frame`` names the function or region.
+    A "compile" is the start of a Dynamo compilation, one for each frame; a "graph" is one call of
+    the backend. The two differ: a frame with a graph break gives several graphs.
+    """
+
+    kind: str
+    time: float
+    phase: str
+    step: int
+    frame: str = ""
+    evidence: dict[str, Any] = {}
