@@ -98,10 +98,10 @@ def _pytest(given: dict[str, Any], extra: Sequence[str], progress: Any, suites: 
         "--no-header",
         "-q",
         "-rN",
+        "--disable-warnings",
     ]
-    if any(entry.name == "vlm_ci" for entry in entry_points(group="pytest11")):
-        args += ["-p", "vlm_ci"]
-    else:
+    installed = any(entry.name == "vlm_ci" for entry in entry_points(group="pytest11"))
+    if not installed or os.environ.get("PYTEST_DISABLE_PLUGIN_AUTOLOAD"):
         plugins.append(plugin)
     for option in OPTIONS:
         value = given.get(option.field)
