@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import shutil
-from typing import TYPE_CHECKING
+import tempfile
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from vlm_ci.errors import UsageError
 from vlm_ci.failures import Failure, render
 from vlm_ci.traffic.files import pretty
 
@@ -28,20 +30,34 @@ class FailureFile(msgspec.Struct, frozen=True, kw_only=True):
     target: str
     recipe: str
     backend: str
-    options: dict[str, object]
+    options: dict[str, Any]
     warmup: str
     failure: Failure
+
+
+def prepare(out: Path) -> None:
+    """Make the folder for results, and remove what an earlier run left in it.
+
+    Raises:
+        UsageError: the folder cannot be made or written to.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "result.json").unlink(missing_ok=True)
+        if (out / "failures").exists():
+            shutil.rmtree(out / "failures")
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise UsageError(f"cannot write results to {out}: {error.strerror or error}") from None
 
 
 def write(result: Result, events: Sequence[Event], out: Path) -> None:
     """Write ``out/result.json`` and ``out/failures/NAME/`` for each failure.
 
-    Folders of an earlier run are removed. Each failure's ``path`` is set to its folder.
+    Each failure's ``path`` is set to its folder.
     """
-    out.mkdir(parents=True, exist_ok=True)
     folder = out / "failures"
-    if folder.exists():
-        shutil.rmtree(folder)
     failures = []
     for index, failure in enumerate(result.failures, start=1):
         name = f"{index:02d}-{failure.kind}-{_slug(failure.cause)}"

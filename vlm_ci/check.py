@@ -111,7 +111,15 @@ class Checker:
             warmed = self._warm_up()
             if warmed is not None:
                 self._apply_canary()
-                self._search(StrictRunner(self.target, self.watcher, warmed, self.result))
+                self._search(
+                    StrictRunner(
+                        self.target,
+                        self.watcher,
+                        warmed,
+                        self.result,
+                        records_calls=not self._own_watcher,
+                    )
+                )
                 complete = True
         except KeyboardInterrupt:
             interrupted = True

@@ -31,13 +31,14 @@ def prepare(settings: Settings) -> Prepared:
     Raises:
         UsageError: something is unknown, unreadable, or does not fit the model.
     """
-    from vlm_ci import bugs
+    from vlm_ci import artifacts, bugs
     from vlm_ci.families.base import check_envelope
     from vlm_ci.targets import loading, models, recipes
     from vlm_ci.targets.backends import CompileOptions
 
     if settings.bug is not None:
         bugs.find(settings.bug)
+    artifacts.prepare(settings.out)
     CompileOptions(
         backend=settings.backend,
         dynamic=settings.dynamic,

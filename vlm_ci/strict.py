@@ -32,11 +32,18 @@ class StrictRunner:
     """Runs sessions after warm-up; keeps the books in ``result.strict`` and ``result.parity``.
 
     ``regions`` lists the compiled regions that each step executed; ``called`` says whether any
-    step reached compiled code.
+    step reached compiled code. ``records_calls`` says that the watch sees every call of compiled
+    code, so that a step without one had nothing to execute.
     """
 
     def __init__(
-        self, target: Target, watcher: Watcher, warmed: WarmupReport, result: Result
+        self,
+        target: Target,
+        watcher: Watcher,
+        warmed: WarmupReport,
+        result: Result,
+        *,
+        records_calls: bool,
     ) -> None:
         self.target = target
         self.watcher = watcher
@@ -45,6 +52,7 @@ class StrictRunner:
         self.regions: list[int] = []
         self.called = False
         self._warmed = warmed
+        self._records_calls = records_calls
 
     def run_session(self, session: Session) -> None:
         """Run a session strictly.
@@ -113,7 +121,7 @@ class StrictRunner:
         )
 
     def _judge_events(self, events: list[Any], before: Stats, served: tuple[Batch, ...]) -> None:
-        for event in events:
+        for event in events if self.target.capabilities.in_process else ():
             if event.kind in causes.LATE:
                 cause, advice = causes.LATE[event.kind]
                 raise finding(
@@ -152,7 +160,7 @@ class StrictRunner:
         name = batch_class(batch, self.target.envelope)
         usual = self._warmed.regions.get(name)
         limited = self.watcher.count("limit-hit") > 0
-        if executed == 0 and (calls or usual):
+        if executed == 0 and (calls or usual or not self._records_calls):
             cause = "0 compiled regions executed: the compiled code ran eagerly"
             key = "no region executed"
         elif usual is not None and executed < usual and not limited:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from vlm_ci.families import encoding
 from vlm_ci.families.base import IMAGE, Config, Encoded, Parts
 from vlm_ci.traffic.envelope import Envelope, Geometry
 from vlm_ci.traffic.spec import Batch, Text
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Llava:
@@ -41,6 +41,10 @@ class Llava:
         self, config: Config, batch: Batch, *, device: torch.device, dtype: torch.dtype
     ) -> Encoded:
         """Build ids, mask and pixels [images, channels, image_size, image_size]."""
+        import torch
+
+        from vlm_ci.families import encoding
+
         vision = config["vision_config"]
         token_id = config["image_token_id"]
         tokens = self.geometry(config).tokens_per_image

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from vlm_ci.families import encoding
 from vlm_ci.families.base import IMAGE, VIDEO, Config, Encoded, Parts
 from vlm_ci.traffic.envelope import Envelope, Geometry
 from vlm_ci.traffic.spec import Batch, Image, Text, Video
+
+if TYPE_CHECKING:
+    import torch
+
+    from vlm_ci.families.encoding import Row
 
 # Each group of frames is preceded by its timestamp, which the processor writes as text.
 TIMESTAMP_TOKENS = 2
@@ -47,6 +49,10 @@ class Qwen3VL:
         self, config: Config, batch: Batch, *, device: torch.device, dtype: torch.dtype
     ) -> Encoded:
         """Build ids, mask, token types, patches and grids; patches are [patches, C·T·P·P]."""
+        import torch
+
+        from vlm_ci.families import encoding
+
         vision = config["vision_config"]
         merge = vision["spatial_merge_size"]
         patch = vision["patch_size"]
@@ -64,7 +70,7 @@ class Qwen3VL:
         patches: dict[str, list[torch.Tensor]] = {"image": [], "video": []}
         grids: dict[str, list[list[int]]] = {"image": [], "video": []}
 
-        def frame(row: encoding.Row, token_id: int, count: int, kind: int) -> None:
+        def frame(row: Row, token_id: int, count: int, kind: int) -> None:
             row.special(config["vision_start_token_id"])
             row.placeholders(token_id, count, kind)
             row.special(config["vision_end_token_id"])

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import torch
-from torch.utils import _pytree as pytree
 
 from vlm_ci.errors import UsageError
 from vlm_ci.targets import recipes
@@ -67,7 +66,7 @@ class TransformersTwin:
             dtype=str(dtype).removeprefix("torch."),
             options={
                 **{k: v for k, v in msgspec.to_builtins(options).items() if k != "backend"},
-                "recompile_limit": options.recompile_limit or torch._dynamo.config.recompile_limit,
+                "recompile_limit": options.recompile_limit or internals.recompile_limit(),
             },
         )
         self.watcher = Watcher()
@@ -77,7 +76,7 @@ class TransformersTwin:
         self._dtype = dtype
         self._compile_parts = compile_parts
         self._forward_seconds = 0.0
-        self._limit_before = torch._dynamo.config.recompile_limit
+        self._limit_before = internals.recompile_limit()
         self._eager: Any = source.build(device=device, dtype=dtype)
         self._compiled: Any = share_weights(self._eager)
         if mutate is not None:
@@ -95,7 +94,7 @@ class TransformersTwin:
         """Empty Dynamo's cache, then register the observers (a reset drops them), then compile."""
         internals.reset()
         if self._options.recompile_limit is not None:
-            torch._dynamo.config.recompile_limit = self._options.recompile_limit
+            internals.set_recompile_limit(self._options.recompile_limit)
         self.watcher = Watcher()
         self.watcher.start()
         backend = CountingBackend(
@@ -116,7 +115,7 @@ class TransformersTwin:
                 backend=backend, dynamic=self._options.dynamic, fullgraph=self._options.fullgraph
             )
             if cudagraphs:
-                internals.intercept_calls(module, _cloning)
+                internals.intercept_calls(module, internals.cloning)
             internals.intercept_calls(
                 module, self.watcher.observe(names[id(module)], module.forward)
             )
@@ -166,7 +165,7 @@ class TransformersTwin:
     def close(self) -> None:
         """Stop watching and give the models back."""
         self.watcher.stop()
-        torch._dynamo.config.recompile_limit = self._limit_before
+        internals.set_recompile_limit(self._limit_before)
         self._eager = self._compiled = None
         internals.reset()
 
@@ -206,12 +205,3 @@ def checksum(model: torch.nn.Module) -> int:
         bits = parameter.detach().contiguous().view(torch.uint8).cpu().numpy()
         total = zlib.crc32(bits.data, total)
     return total
-
-
-def _cloning(compiled: Callable[..., Any]) -> Callable[..., Any]:
-    """Clone a callable's outputs, which the next CUDA graph replay would overwrite."""
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return pytree.tree_map_only(torch.Tensor, torch.clone, compiled(*args, **kwargs))
-
-    return call

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from itertools import pairwise
 
 from vlm_ci.traffic.envelope import Envelope
@@ -217,6 +218,7 @@ def _accepts(envelope: Envelope, row: tuple[Item, ...]) -> bool:
     )
 
 
+@cache
 def allowed(envelope: Envelope) -> tuple[str, ...]:
     """Return the names of the corners that this envelope allows, in a fixed order."""
     text, image, video = (kind in envelope.modalities for kind in ("text", "image", "video"))

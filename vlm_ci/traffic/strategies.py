@@ -99,13 +99,10 @@ def requests(envelope: Envelope) -> st.SearchStrategy[Request]:
 def batches(
     envelope: Envelope, rows: st.SearchStrategy[list[Request]] | None = None
 ) -> st.SearchStrategy[Batch]:
-    """Batches of the given rows, by default any requests, also one request repeated."""
+    """Batches of the given rows, by default any requests."""
     low, high = envelope.requests
     if rows is None:
-        repeated = st.tuples(requests(envelope), st.integers(low, high)).map(
-            lambda pair: [pair[0]] * pair[1]
-        )
-        rows = st.one_of(st.lists(requests(envelope), min_size=low, max_size=high), repeated)
+        rows = st.lists(requests(envelope), min_size=low, max_size=high)
     return st.builds(
         Batch,
         rows.map(tuple),

@@ -39,24 +39,25 @@ _MARK_DYNAMIC = (
     "add a batch with this size to the warm-up, or keep the size out of Python decisions "
     "(dictionary keys, comparisons, int()) inside the compiled region"
 )
+# In the order in which they tell most: what appears or vanishes before what changes its size.
 GUARD_FAMILIES = (
     GuardFamily(
-        pattern=re.compile(
-            r"tensor '(?P<name>.+)' (?P<what>stride) mismatch at index (?P<dim>\d+)\. "
-            r"expected (?P<old>\d+), actual (?P<new>\d+)"
-        ),
-        words=lambda m: (
-            f"{m['what']} {m['dim']} of {m['name']} was compiled as exactly {m['old']}"
-            f" and is now {m['new']}"
-        ),
-        advice=_MARK_DYNAMIC,
+        pattern=re.compile(r"GLOBAL_STATE changed: (?P<what>.+)"),
+        words=lambda m: f"the process state changed: {m['what']}",
+        advice="serve in the state in which you warm up, or warm up in both",
     ),
     GuardFamily(
-        pattern=re.compile(r"^(?P<low>\d+) <= (?P<name>.+?)\.size\(\)\[(?P<dim>\d+)\]$"),
+        pattern=re.compile(r"^(?P<name>.+?) is (?P<what>not None|None)$"),
         words=lambda m: (
-            f"size {m['dim']} of {m['name']} is below {m['low']}: 0 and 1 are specialised"
+            f"{m['name']} was {m['what'].replace('not None', 'a value')} when this was compiled, "
+            "and is not now"
         ),
-        advice="add a batch with this size 1 to the warm-up, or mark the dimension unbacked",
+        advice="always pass the argument, or add a batch with it to the warm-up",
+    ),
+    GuardFamily(
+        pattern=re.compile(r"^(?P<name>(?!.*\.size\(\)).+?) == (?P<old>.+)$"),
+        words=lambda m: f"{m['name']} was compiled as exactly {m['old']}",
+        advice="keep the value out of the compiled region, or pass it as a tensor",
     ),
     GuardFamily(
         pattern=re.compile(r"^(?P<one>.+?\.size\(\)\[\d+\]) == (?P<two>.+?\.size\(\)\[\d+\])$"),
@@ -71,22 +72,22 @@ GUARD_FAMILIES = (
         advice=_MARK_DYNAMIC,
     ),
     GuardFamily(
-        pattern=re.compile(r"GLOBAL_STATE changed: (?P<what>.+)"),
-        words=lambda m: f"the process state changed: {m['what']}",
-        advice="serve in the state in which you warm up, or warm up in both",
-    ),
-    GuardFamily(
-        pattern=re.compile(r"^(?P<name>.+?) is (?P<what>not None|None)$"),
+        pattern=re.compile(r"^(?P<low>\d+) <= (?P<name>.+?)\.size\(\)\[(?P<dim>\d+)\]$"),
         words=lambda m: (
-            f"{m['name']} was {m['what'].replace('not None', 'a value')} when this was "
-            "compiled, and is not now"
+            f"size {m['dim']} of {m['name']} is below {m['low']}: 0 and 1 are specialised"
         ),
-        advice="always pass the argument, or add a batch with it to the warm-up",
+        advice="add a batch with this size 1 to the warm-up, or mark the dimension unbacked",
     ),
     GuardFamily(
-        pattern=re.compile(r"^(?P<name>.+?) == (?P<old>.+)$"),
-        words=lambda m: f"{m['name']} was compiled as exactly {m['old']}",
-        advice="keep the value out of the compiled region, or pass it as a tensor",
+        pattern=re.compile(
+            r"tensor '(?P<name>.+)' (?P<what>size|stride) mismatch at index (?P<dim>\d+)\. "
+            r"expected (?P<old>\d+), actual (?P<new>\d+)"
+        ),
+        words=lambda m: (
+            f"{m['what']} {m['dim']} of {m['name']} was compiled as exactly {m['old']} and is now "
+            f"{m['new']}"
+        ),
+        advice=_MARK_DYNAMIC,
     ),
 )
 
@@ -110,8 +111,8 @@ def explain(
         return Explanation(
             key=_undigited(guards[0]), cause=static, advice=_MARK_DYNAMIC, differences=sizes
         )
-    for guard in guards:
-        for family in GUARD_FAMILIES:
+    for family in GUARD_FAMILIES:
+        for guard in guards:
             if found := family.pattern.search(guard):
                 return Explanation(
                     key=_undigited(guard),
@@ -147,6 +148,8 @@ def _static_size(guards: tuple[str, ...]) -> str | None:
         return None
     place = (first["name"], first["dim"], first["new"])
     found = [m for m in map(_SIZE_MISMATCH.search, guards) if m and m.group(1, 2, 4) == place]
+    if len(found) < len(guards):
+        return None
     known = ", ".join(sorted({m["old"] for m in found}, key=int))
     name, dim, new = place
     return (

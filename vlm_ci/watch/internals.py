@@ -18,6 +18,7 @@ import torch
 import torch._dynamo
 from torch._dynamo import eval_frame
 from torch._dynamo.callback import CallbackArgs, CallbackTrigger, callback_handler
+from torch.utils import _pytree as pytree
 
 from vlm_ci.errors import UsageError
 
@@ -208,6 +209,26 @@ def intercept_calls(
     if compiled is None:
         raise ValueError("the module has not been compiled")
     module._compiled_call_impl = wrap(compiled)
+
+
+def cloning(compiled: Callable[..., Any]) -> Callable[..., Any]:
+    """Clone the tensors that a callable returns, which the next CUDA graph replay overwrites."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return pytree.tree_map_only(torch.Tensor, torch.clone, compiled(*args, **kwargs))
+
+    return call
+
+
+def recompile_limit() -> int:
+    """Return the number of variants of a frame beyond which torch runs it eagerly."""
+    limit: int = torch._dynamo.config.recompile_limit
+    return limit
+
+
+def set_recompile_limit(limit: int) -> None:
+    """Set that number for the process."""
+    torch._dynamo.config.recompile_limit = limit
 
 
 def graph_breaks() -> int:

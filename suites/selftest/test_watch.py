@@ -1,0 +1,196 @@
+"""Signatures, explanations, guard parsing, and the comparison of logits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vlm_ci.parity.comparison import TOLERANCES, compare
+from vlm_ci.targets.protocol import Output
+from vlm_ci.watch import internals
+from vlm_ci.watch.explain import explain
+from vlm_ci.watch.signatures import Binder, nearest
+from vlm_ci.watch.watcher import region_class
+
+
+def call(hidden, mask=None, features=None, **extra):
+    """A callable whose arguments are recorded."""
+
+
+BIND = Binder(call)
+HIDDEN = torch.zeros(2, 7, 4)
+MASK = torch.ones(2, 7)
+
+
+def record(*args, **kwargs):
+    return BIND(args, kwargs)
+
+
+def test_signature_names_positional_and_nested_arguments():
+    signature = record(HIDDEN, MASK, features=[torch.zeros(3), None], flag=True)
+    assert signature.describe("hidden") == "float32 tensor [2, 7, 4] on cpu"
+    assert signature.describe("features") == "list of 2"
+    assert signature.describe("features[1]") == "None"
+    assert signature.describe("flag") == "bool True"
+    assert signature.describe("absent") == "not passed"
+
+
+def test_a_view_is_told_from_a_contiguous_tensor():
+    assert "strides ordered [1, 0]" in record(torch.zeros(3, 4).T).describe("hidden")
+    assert "expanded" in record(torch.zeros(1, 4).expand(3, 4)).describe("hidden")
+
+
+@pytest.mark.parametrize(
+    ("now", "cause", "key"),
+    [
+        (
+            lambda: record(HIDDEN, MASK, features=[HIDDEN]),
+            "features is a list of 1; in warm-up it was not passed",
+            "features: not passed -> list",
+        ),
+        (
+            lambda: record(HIDDEN, None),
+            "mask is None; in warm-up it was a float32 tensor [2, 7] on cpu",
+            "mask: float32 tensor -> None",
+        ),
+        (
+            lambda: record(HIDDEN.double(), MASK),
+            "hidden: dtype is float64; in warm-up it was float32",
+            "hidden: dtype",
+        ),
+        (
+            lambda: record(HIDDEN, MASK[:, :1]),
+            "mask: size 1 is 1; in warm-up it was 7",
+            "mask: layout & mask: size 1",
+        ),
+        (
+            lambda: record(HIDDEN.transpose(0, 1), MASK),
+            "hidden: layout is strides ordered [1, 0, 2]; in warm-up it was contiguous",
+            "hidden: layout",
+        ),
+    ],
+)
+def test_cause_is_what_differs_from_the_nearest_warm_call(now, cause, key):
+    warm = [record(HIDDEN, MASK), record(torch.zeros(3, 9, 4), torch.ones(3, 9))]
+    explanation = explain(("an unrelated guard",), now(), warm)
+    assert cause in explanation.cause
+    assert explanation.key == key
+    assert explanation.advice
+
+
+def test_nearest_prefers_the_call_that_differs_in_sizes_only():
+    far, near = record(HIDDEN, None), record(torch.zeros(3, 9, 4), torch.ones(3, 9))
+    match = nearest(record(HIDDEN, MASK), [far, near])
+    assert match is not None
+    assert match.warm is near
+    assert match.causes == ()
+    assert {difference.path for difference in match.sizes} == {"hidden", "mask"}
+
+
+def test_grad_mode_is_part_of_the_signature():
+    with torch.no_grad():
+        warm = record(HIDDEN)
+    explanation = explain(("GLOBAL_STATE changed: grad_mode ",), record(HIDDEN), [warm])
+    assert explanation.cause == "grad mode is True; in warm-up it was False"
+    assert "grad mode" in explanation.advice
+
+
+@pytest.mark.parametrize(
+    ("guards", "cause"),
+    [
+        (
+            (
+                "tensor 'kwargs['x']' size mismatch at index 1. expected 9, actual 2",
+                "tensor 'kwargs['x']' size mismatch at index 1. expected 11, actual 2",
+            ),
+            "size 1 of x was compiled as exactly 9, 11 and is now 2",
+        ),
+        (("2 <= x.size()[0]",), "size 0 of x is below 2: 0 and 1 are specialised"),
+        (("x.size()[0] == y.size()[1]",), "were equal when this was compiled"),
+        (("x.size()[1] == 12",), "x.size()[1] was compiled as exactly 12"),
+        (("len(stack) == 3",), "len(stack) was compiled as exactly 3"),
+        (("x is None",), "x was None when this was compiled"),
+        (("tensor 'x' stride mismatch at index 0. expected 4, actual 1",), "stride 0 of x"),
+        (("something torch invented",), "an unknown guard failed: something torch invented"),
+        ((), "this code was never compiled during warm-up"),
+    ],
+)
+def test_guards_are_put_in_words_where_no_argument_differs(guards, cause):
+    assert cause in explain(guards, record(HIDDEN), [record(HIDDEN)]).cause
+
+
+def test_guards_are_taken_from_the_message_of_a_refusal():
+    message = (
+        "Detected recompile when torch.compile stance is 'fail_on_recompile'. filename: 'a.py'\n"
+        "    triggered by the following guard failure(s):\n"
+        "    - 8/1: 2 <= mask.size()[0]  # mask = mask.to(x)  # a.py:838 in f\n"
+        "    - 8/0: 2 <= mask.size()[0]  # the same\n"
+        "    - 8/2: GLOBAL_STATE changed: grad_mode \n"
+    )
+    assert internals.parse_guards(message) == (
+        "2 <= mask.size()[0]",
+        "GLOBAL_STATE changed: grad_mode",
+    )
+
+
+def test_layers_of_one_kind_are_one_region_class():
+    assert region_class("model.layers.11.mlp.0") == "model.layers.*.mlp.*"
+
+
+KINDS = torch.tensor([[-1, 0, 1], [2, 0, 0]], dtype=torch.int8)
+
+
+def output(logits: torch.Tensor) -> Output:
+    return Output(logits=logits, token_kinds=KINDS)
+
+
+def test_equal_logits_pass_and_padding_is_left_out():
+    logits = torch.randn(2, 3, 8)
+    other = logits.clone()
+    other[0, 0] = float("nan")  # padding
+    comparison = compare(output(other), output(logits), TOLERANCES["float32"])
+    assert comparison.passes
+    assert comparison.tokens == 5
+
+
+@pytest.mark.parametrize(
+    ("place", "modality"), [((0, 2), "image"), ((1, 0), "video"), ((1, 2), "text")]
+)
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_a_wrong_token_is_found_where_it_is(place, modality, dtype):
+    logits = torch.randn(2, 3, 8).to(getattr(torch, dtype))
+    other = logits.clone()
+    other[place] += 3
+    comparison = compare(output(other), output(logits), TOLERANCES[dtype])
+    assert not comparison.passes
+    assert comparison.at is not None
+    assert (comparison.at.request, comparison.at.token) == place
+    assert comparison.at.modality == modality
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("twins", [("compiled",), ("eager",), ("compiled", "eager")])
+def test_nonfinite_logits_never_pass(value, twins):
+    logits = {name: torch.ones(2, 3, 8) for name in ("compiled", "eager")}
+    for name in twins:
+        logits[name][1, 1, 3] = value
+    comparison = compare(output(logits["compiled"]), output(logits["eager"]), TOLERANCES["float32"])
+    assert not comparison.passes
+    assert comparison.nonfinite == ("eager" if "eager" in twins else "compiled")
+    assert comparison.at is not None
+    assert (comparison.at.request, comparison.at.token) == (1, 1)
+
+
+def test_the_tolerance_is_the_one_documented():
+    tolerance = TOLERANCES["float32"]
+    logits = torch.full((2, 3, 8), 2.0)
+    allowed = tolerance.atol * 2.0 + tolerance.rtol * 2.0
+    for share, passes in ((0.99, True), (1.01, False)):
+        other = logits.clone()
+        other[1, 1, 0] += share * allowed
+        assert compare(output(other), output(logits), tolerance).passes is passes
+
+
+def test_shapes_that_differ_are_an_error():
+    with pytest.raises(ValueError, match=r"\[2, 3, 8\], eager ones \[2, 3, 9\]"):
+        compare(output(torch.ones(2, 3, 8)), output(torch.ones(2, 3, 9)), TOLERANCES["float32"])
