@@ -156,9 +156,7 @@ def test_code_that_is_never_compiled_is_an_eager_fallback():
         module.compile(backend=backend)
         return module
 
-    stack = torch.nn.Sequential(
-        torch.nn.Embedding(VOCABULARY, 16), torch.nn.Linear(16, VOCABULARY)
-    )
+    stack = torch.nn.Sequential(torch.nn.Embedding(VOCABULARY, 16), torch.nn.Linear(16, VOCABULARY))
     result = run(ToyTarget(model=stack, compile_model=compile_model))
     assert result.verdict == "failed"
     assert kinds(result) == ["eager-fallback"]

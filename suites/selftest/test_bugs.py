@@ -1,0 +1,93 @@
+"""Every planted bug is found, with the right kind and cause; its repaired twin is clean."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from vlm_ci import bugs, runner
+from vlm_ci.settings import Settings
+from vlm_ci.traffic.files import read_traffic
+from vlm_ci.traffic.spec import Image, Video, batch, session
+
+CPU_BUGS = [bug for bug in bugs.all_bugs() if not bug.gpu]
+NAMES = [bug.name for bug in CPU_BUGS]
+
+# Failures that a bug causes besides the one that it is listed with.
+ALSO = {"silent-limit": {"limit-hit"}}
+
+
+def run(tmp_path: Path, name: str, **given):
+    settings = Settings.from_mapping({"bug": name, "out": str(tmp_path), "examples": 60, **given})
+    target = runner.build_target(settings)
+    try:
+        return runner.run(settings, target)
+    finally:
+        target.close()
+
+
+def test_the_bugs_that_the_project_promises_are_there():
+    assert set(NAMES) >= {
+        "deepstack-kwarg",
+        "grad-mode-flip",
+        "static-size",
+        "warmup-none",
+        "dropped-image",
+        "silent-limit",
+    }
+    for bug in CPU_BUGS:
+        assert bug.origin
+        assert bug.bug_class
+        assert bug.expects
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_planted_bug_is_found(name: str, tmp_path: Path, repository: Path):
+    bug = bugs.find(name)
+    result = run(tmp_path, name)
+    kinds = {failure.kind for failure in result.failures}
+    assert result.verdict == "failed"
+    assert kinds == {bug.expects} | ALSO.get(name, set())
+    failure = next(failure for failure in result.failures if failure.kind == bug.expects)
+    assert bug.cause in failure.cause
+    assert failure.advice
+    assert result.strict.compiles == 0
+    assert result.warmup.compiles > 0
+    assert failure.traffic is not None
+    assert len(failure.traffic.batches) == 1
+    assert len(failure.traffic.batches[0].requests) == 1
+
+    folder = tmp_path / failure.path
+    assert read_traffic(folder / "traffic.json") == failure.traffic
+    assert bug.cause in (folder / "evidence.txt").read_text()
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    strict_kinds = {event["kind"] for event in events if event["phase"] == "strict"}
+    assert strict_kinds <= {"refusal"}
+    assert json.loads((folder / "environment.json").read_text())["torch"]
+    for name_, path in (("result", tmp_path / "result.json"), ("failure", folder / "failure.json")):
+        schema = json.loads((repository / f"vlm_ci/schemas/{name_}.schema.json").read_text())
+        jsonschema.validate(json.loads(path.read_text()), schema)
+    if name == "deepstack-kwarg":
+        (only,) = result.failures
+        assert only.traffic == session(batch(Image(8, 8)))
+        assert only.cause.startswith("input_deepstack_embeds is a")
+        assert [d["path"] for d in only.difference if d["aspect"] == "presence"] == [
+            "input_deepstack_embeds"
+        ]
+    if name == "dropped-image":
+        assert set(failure.traffic.batches[0].items()) == {Image(8, 8), Video(1, 8, 8)}
+        assert failure.location is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_its_repaired_twin_is_clean(name: str, tmp_path: Path):
+    result = run(tmp_path, name, repaired=True)
+    assert result.failures == []
+    assert result.verdict == "clean"
+    assert result.strict.compiles == result.strict.refusals == 0
+    assert min(result.traffic.corners.values()) > 0

@@ -1,0 +1,207 @@
+"""The command line: listings, bad input, interrupts, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vlm_ci.cli import main
+
+HERE = Path(__file__).parent
+
+
+def vlm_ci(*args: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "vlm_ci.cli", *args],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env={**os.environ, **env},
+    )
+
+
+def test_help_names_the_commands(capsys):
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "run" in shown
+    assert "targets" in shown
+
+
+def test_targets_as_text_and_json(capsys):
+    assert main(["targets"]) == 0
+    text = capsys.readouterr().out
+    for name in ("qwen3-vl-tiny", "llava-tiny", "qwen3-vl:CHECKPOINT", "language-model"):
+        assert name in text
+    assert main(["targets", "--json"]) == 0
+    listing = json.loads(capsys.readouterr().out)
+    assert {entry["name"] for entry in listing["targets"]} >= {"qwen3-vl-tiny", "llava-tiny"}
+    assert listing["recipes"].keys() >= {"decoder-layers", "language-model", "vision", "whole"}
+
+
+def test_bugs_as_text_and_json(capsys):
+    assert main(["targets", "--bugs"]) == 0
+    assert "deepstack-kwarg" in capsys.readouterr().out
+    assert main(["targets", "--bugs", "--json"]) == 0
+    for bug in json.loads(capsys.readouterr().out):
+        assert bug.keys() >= {"name", "class", "origin", "target", "recipe", "expects", "gpu"}
+
+
+PLAN = '{"batches": [{"requests": [{"items": [{"kind": "text", "tokens": 0}]}]}]}'
+OUTSIDE = '{"batches": [{"requests": [{"items": [{"kind": "text", "tokens": 5000}]}]}]}'
+
+BAD = {
+    "unknown command": (["rnu"], "unknown command 'rnu': did you mean 'run'?"),
+    "unknown option": (["run", "--targt", "x"], "--targt"),
+    "unknown target": (["run", "--target", "qwen3-vl-tyni"], "did you mean 'qwen3-vl-tiny'"),
+    "unknown recipe": (["run", "--recipe", "decoder-layer"], "did you mean 'decoder-layers'"),
+    "recipe module": (["run", "--recipe", "no_module:f"], "cannot import 'no_module'"),
+    "unknown backend": (["run", "--backend", "inducter"], "did you mean 'inductor'"),
+    "unknown device": (["run", "--device", "gpu"], "unknown device 'gpu': write cpu, cuda"),
+    "other device": (["run", "--device", "meta"], "device 'meta' is not supported"),
+    "device not there": (["run", "--device", "cuda:99"], "device 'cuda:99' is not there"),
+    "unknown dtype": (["run", "--dtype", "bf16"], "unknown dtype 'bf16'"),
+    "unknown bug": (["run", "--bug", "deepstack-kwargs"], "did you mean 'deepstack-kwarg'"),
+    "unknown profile": (["run", "--profile", "nigthly"], "did you mean 'nightly'"),
+    "unknown plan": (["run", "--warmup", "text-onyl"], "did you mean 'text-only'"),
+    "missing plan": (["run", "--warmup", "absent.json"], "cannot read the plan file absent.json"),
+    "broken plan": (["run", "--warmup", "plan.json"], "$.batches[0].requests[0].items[0].tokens"),
+    "plan outside": (["run", "--warmup", "outside.json"], "5000 positions, at most 1024 allowed"),
+    "missing envelope": (["run", "--envelope", "absent.json"], "cannot read the envelope file"),
+    "broken envelope": (["run", "--envelope", "broken.json"], "broken.json"),
+    "empty envelope": (["run", "--envelope", "backwards.json"], "must be [smallest, largest]"),
+    "video for llava": (
+        ["run", "--target", "llava-tiny", "--envelope", "video.json"],
+        "asks for video, which llava does not take",
+    ),
+    "size for llava": (
+        ["run", "--target", "llava-tiny", "--envelope", "size.json"],
+        "images of exactly 16×16 pixels",
+    ),
+    "odd sides": (["run", "--envelope", "odd.json"], "takes multiples of 8"),
+    "too long": (["run", "--envelope", "long.json"], "the model has at most 4096 positions"),
+    "negative examples": (["run", "--examples", "-3"], "--examples must be at least 1, not -3"),
+    "no examples": (["run", "--examples", "0"], "--examples must be at least 1, not 0"),
+    "examples word": (["run", "--examples", "many"], "'many' is not a valid integer"),
+    "negative seed": (["run", "--seed", "-1"], "--seed must be at least 0, not -1"),
+    "negative limit": (["run", "--recompile-limit", "0"], "--recompile-limit must be at least 1"),
+    "repaired alone": (["run", "--repaired"], "--repaired needs --bug NAME"),
+    "unknown mode": (
+        ["run", "--backend", "inductor", "--mode", "max-autotun"],
+        "did you mean 'max-autotune'",
+    ),
+    "mode without inductor": (["run", "--mode", "reduce-overhead"], "needs --backend inductor"),
+    "unknown dynamic": (["run", "--dynamic", "yes"], "known: auto, false, true"),
+    "out is a file": (["run", "--out", "plan.json"], "--out plan.json is a file"),
+    "out below a file": (["run", "--out", "plan.json/x"], "cannot write results to plan.json/x"),
+    "no checkpoint": (["run", "--target", "llava:absent"], "cannot read the configuration"),
+    "no factory": (["run", "--target", "toy:nothing"], "attribute of toy for target 'nothing'"),
+    "no target": (["run", "--target", "toy:broken_factory"], "returned a object without"),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch) -> Path:
+    """A folder of broken files, and the current one."""
+    files = {
+        "plan.json": PLAN,
+        "outside.json": OUTSIDE,
+        "broken.json": "{",
+        "backwards.json": '{"requests": [4, 1]}',
+        "video.json": '{"modalities": ["text", "video"]}',
+        "size.json": '{"image_side": [32, 32]}',
+        "odd.json": '{"side_multiple": 12, "image_side": [12, 24], "video_side": [12, 24]}',
+        "long.json": '{"max_tokens": 100000}',
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_message_and_exit_code_4(case: str, folder: Path, capfd):
+    args, message = BAD[case]
+    assert main(args) == 4
+    captured = capfd.readouterr()
+    shown = captured.out + captured.err
+    assert message in shown
+    assert "Traceback" not in shown
+    assert "INTERNALERROR" not in shown
+    assert not (folder / "vlm-ci-out/result.json").exists()
+
+
+def test_a_clean_run_of_a_factory_target(tmp_path: Path):
+    done = vlm_ci(
+        "run",
+        "--target",
+        "toy:factory",
+        "--examples",
+        "20",
+        "--out",
+        "out",
+        cwd=tmp_path,
+        PYTHONPATH=f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "verdict        clean, results in out" in done.stdout
+    assert "loading torch and transformers" in done.stderr
+    assert "vlm-ci: strict 1/20" in done.stderr
+    result = json.loads((tmp_path / "out/result.json").read_text())
+    assert result["verdict"] == "clean"
+    assert result["traffic"]["examples"] == 20
+
+
+def test_nothing_selected_is_exit_code_5(tmp_path: Path):
+    done = vlm_ci(
+        "run",
+        "--target",
+        "toy:factory",
+        "--",
+        "-k",
+        "nothing_of_that_name",
+        cwd=tmp_path,
+        PYTHONPATH=str(HERE),
+    )
+    assert done.returncode == 5, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_was_found(tmp_path: Path):
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "vlm_ci.cli",
+            "run",
+            "--bug",
+            "grad-mode-flip",
+            "--out",
+            str(tmp_path),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "vlm-ci: shrinking" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 2, out
+    assert "Traceback" not in out
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["verdict"] == "interrupted"
+    (failure,) = result["failures"]
+    assert failure["kind"] == "recompile"
+    assert "grad mode" in failure["cause"]
+    assert (tmp_path / failure["path"] / "traffic.json").exists()
+    assert "interrupted" in out
