@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from vlm_ci import causes, environment, warmup
+from vlm_ci import causes, environment
+from vlm_ci.errors import UsageError, check_int
 from vlm_ci.failures import Failure, Finding, finding
 from vlm_ci.parity.canary import apply_canary
 from vlm_ci.parity.comparison import TOLERANCES
@@ -17,21 +18,22 @@ from vlm_ci.strict import StrictRunner
 from vlm_ci.targets.protocol import Target, TargetInfo
 from vlm_ci.traffic import corners
 from vlm_ci.traffic.spec import Batch, Image, Session, Video
+from vlm_ci.warmup import MAX_ROUNDS, Plan, WarmupReport, find_plan, increase, run_rounds
 from vlm_ci.watch import internals
 from vlm_ci.watch.watcher import Watcher
 
 if TYPE_CHECKING:
-    from vlm_ci.warmup import Plan, WarmupReport
+    from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckSettings:
-    """How much to try. ``examples`` counts sessions; ``plan`` None takes the default plan."""
+    """How much to try, after which warm-up. ``examples`` counts sessions."""
 
+    plan: Plan
     examples: int = 100
     seed: int = 0
-    plan: Plan | None = None
-    max_rounds: int = warmup.MAX_ROUNDS
+    max_rounds: int = MAX_ROUNDS
     command: str = "run"
 
 
@@ -58,13 +60,38 @@ class Silent:
 
 
 def check(
-    target: Target, settings: CheckSettings | None = None, progress: Progress | None = None
+    target: Target,
+    *,
+    examples: int = 100,
+    warmup: Plan | str | Path | None = None,
+    seed: int = 0,
+    max_rounds: int = MAX_ROUNDS,
+    progress: Progress | None = None,
 ) -> Result:
     """Warm a target up and search for traffic that it compiles again for or answers wrongly.
 
-    An interrupt keeps what was found: the result says so and holds it.
+    ``warmup`` is a plan, a plan file, a name, or None for the default plan. ``examples`` counts
+    sessions. An interrupt keeps what was found: the result says so and holds it.
+
+    Raises:
+        UsageError: a number is out of range, or there is no such plan.
     """
-    checker = Checker(target, settings or CheckSettings(), progress or Silent())
+    for name, value, minimum in (
+        ("examples", examples, 1),
+        ("seed", seed, 0),
+        ("max_rounds", max_rounds, 2),
+    ):
+        try:
+            check_int(name, value, minimum=minimum)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+    settings = CheckSettings(
+        examples=examples,
+        seed=seed,
+        plan=find_plan(warmup, target.envelope),
+        max_rounds=max_rounds,
+    )
+    checker = Checker(target, settings, progress or Silent())
     checker.run()
     return checker.result
 
@@ -131,7 +158,7 @@ class Checker:
 
     def _warm_up(self) -> WarmupReport | None:
         """Run the plan; None where it failed, so that there is nothing to be strict about."""
-        plan = self.settings.plan or warmup.named_plan("default", self.target.envelope)
+        plan = self.settings.plan
         watcher, result = self.watcher, self.result.warmup
         watcher.begin("warmup")
         result.plan, result.batches = plan.name, len(plan.batches)
@@ -147,12 +174,13 @@ class Checker:
             after = self.target.stats()
             compiled = watcher.count("compile") - compiles
             if not self.target.capabilities.in_process:
-                compiled = warmup.increase(before.compiles, after.compiles) or 0
-            return compiled, warmup.increase(before.regions, after.regions)
+                compiled = increase(before.compiles, after.compiles) or 0
+            return compiled, increase(before.regions, after.regions)
 
+        report = WarmupReport(plan=plan)
         try:
-            report = warmup.run_rounds(
-                plan,
+            run_rounds(
+                report,
                 run,
                 self.target.envelope,
                 max_rounds=self.settings.max_rounds,
@@ -167,8 +195,8 @@ class Checker:
             counts = watcher.counts("warmup")
             result.compiles, result.graphs = counts["compile"], counts["graph"]
             result.graph_breaks = internals.graph_breaks()
-        result.rounds, result.seconds = report.rounds, report.seconds
-        result.converged = report.converged
+            result.rounds, result.seconds = report.rounds, report.seconds
+            result.converged = report.converged
         self._judge_limits(plan)
         if not report.converged:
             self.result.failures.append(causes.endless_warmup(report))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlm_ci.errors import UsageError
-from vlm_ci.warmup import NAMED_PLANS, Plan, named_plan
+from vlm_ci.warmup import Plan, find_plan
 
 if TYPE_CHECKING:
     from vlm_ci.check import Progress
@@ -59,24 +58,6 @@ def prepare(settings: Settings) -> Prepared:
         envelope = read_envelope(settings.envelope, envelope)
         check_envelope(source.family, source.config, envelope)
     return Prepared(envelope=envelope, plan=find_plan(settings.warmup, envelope))
-
-
-def find_plan(name: str, envelope: Envelope) -> Plan:
-    """Return a named plan, or the plan in a file.
-
-    Raises:
-        UsageError: there is neither, or the file is broken.
-    """
-    if name in NAMED_PLANS:
-        return named_plan(name, envelope)
-    path = Path(name)
-    if not path.exists() and path.suffix != ".json":
-        from vlm_ci.errors import unknown_name
-
-        raise unknown_name("warm-up plan", name, (*NAMED_PLANS, "a plan file (*.json)"))
-    from vlm_ci.traffic.files import read_plan
-
-    return Plan(name=str(path), batches=read_plan(path))
 
 
 def build_target(settings: Settings) -> Target:

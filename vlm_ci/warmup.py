@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from vlm_ci.errors import UsageError, unknown_name
 from vlm_ci.traffic import corners
+from vlm_ci.traffic.files import read_plan
 from vlm_ci.traffic.spec import Batch, Image, Item, Request, Text, Video
 
 if TYPE_CHECKING:
@@ -56,6 +58,23 @@ def named_plan(name: str, envelope: Envelope) -> Plan:
             f"{', '.join(envelope.modalities)}"
         )
     return Plan(name=name, batches=tuple(batches))
+
+
+def find_plan(plan: Plan | str | Path | None, envelope: Envelope) -> Plan:
+    """Return a plan as it is, a named one, or the one in a file; None is the default plan.
+
+    Raises:
+        UsageError: there is neither, or the file is broken.
+    """
+    if isinstance(plan, Plan):
+        return plan
+    name = "default" if plan is None else str(plan)
+    if name in NAMED_PLANS:
+        return named_plan(name, envelope)
+    path = Path(name)
+    if not path.exists() and path.suffix != ".json":
+        raise unknown_name("warm-up plan", name, (*NAMED_PLANS, "a plan file (*.json)"))
+    return Plan(name=str(path), batches=read_plan(path))
 
 
 Rows = list[list[list[Item]]]
@@ -156,19 +175,19 @@ def batch_class(batch: Batch, envelope: Envelope) -> str:
 
 
 def run_rounds(
-    plan: Plan,
+    report: WarmupReport,
     run: Callable[[Batch], tuple[int, int | None]],
     envelope: Envelope,
     *,
     max_rounds: int = MAX_ROUNDS,
     on_batch: Callable[[int, int], None] = lambda round_number, index: None,
-) -> WarmupReport:
-    """Run a plan round after round until a whole round compiles nothing.
+) -> None:
+    """Run the report's plan round after round until a whole round compiles nothing.
 
     ``run(batch)`` returns how many compilations the batch caused and how many compiled regions it
-    executed (None where that is not known).
+    executed (None where that is not known). The report is valid also when ``run`` raises.
     """
-    report = WarmupReport(plan=plan)
+    plan = report.plan
     started = time.perf_counter()
     try:
         while report.rounds < max_rounds and not report.converged:
@@ -186,7 +205,6 @@ def run_rounds(
             report.converged = not any(compiles)
     finally:
         report.seconds = time.perf_counter() - started
-    return report
 
 
 def increase(before: int | None, after: int | None) -> int | None:

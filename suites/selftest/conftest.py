@@ -9,6 +9,9 @@ import pytest
 from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the tests use no hub
+if os.environ.get("PYTEST_XDIST_WORKER"):
+    # One worker for each core: threads of its own would only get in each other's way.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("vlm_ci_selftest", deadline=None, derandomize=True, database=None)
 settings.load_profile("vlm_ci_selftest")

@@ -8,6 +8,7 @@ import torch
 from toy import ENVELOPE, VOCABULARY, Toy, ToyTarget
 
 from vlm_ci.check import Checker, CheckSettings, Silent, check
+from vlm_ci.errors import UsageError
 from vlm_ci.result import Result
 from vlm_ci.traffic.spec import Batch, Image, Session, Text, batch
 from vlm_ci.warmup import Plan, named_plan
@@ -19,7 +20,7 @@ IMAGE = Session((batch(Image(8, 8)),))
 
 def run(target: ToyTarget, *, examples: int = 40, plan: Plan | None = None, **given) -> Result:
     try:
-        return check(target, CheckSettings(examples=examples, plan=plan, **given))
+        return check(target, examples=examples, warmup=plan, **given)
     finally:
         target.close()
 
@@ -230,10 +231,6 @@ def test_a_target_out_of_process_is_judged_by_its_counts():
 def test_an_interrupt_keeps_what_was_found():
     calls = {"shrinking": 0}
 
-    class Interrupting(Silent):
-        def searching(self, sessions, examples, batches, failing):
-            pass
-
     def serve(call, ids, part):
         if is_image(part):
             calls["shrinking"] += 1
@@ -243,7 +240,7 @@ def test_an_interrupt_keeps_what_was_found():
         return call(ids)
 
     target = ToyTarget(serve)
-    checker = Checker(target, CheckSettings(plan=TEXT_ONLY), Interrupting())
+    checker = Checker(target, CheckSettings(plan=TEXT_ONLY), Silent())
     try:
         checker.run()
     finally:
@@ -264,3 +261,21 @@ def test_corners_that_were_not_reached_are_named():
     result = run(ToyTarget(), examples=2)
     assert result.verdict == "clean"
     assert "were not reached by 2 examples" in " ".join(result.warnings)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"examples": 0}, "examples must be a whole number of at least 1, not 0"),
+        ({"examples": 2.5}, "examples must be a whole number"),
+        ({"seed": -1}, "seed must be a whole number of at least 0, not -1"),
+        ({"max_rounds": 1}, "max_rounds must be a whole number of at least 2"),
+        ({"warmup": "text-onyl"}, "did you mean 'text-only'"),
+        ({"warmup": "absent.json"}, "cannot read the plan file absent.json"),
+    ],
+)
+def test_bad_arguments_are_refused(given, message):
+    target = ToyTarget()
+    with pytest.raises(UsageError, match=message):
+        check(target, **given)
+    target.close()

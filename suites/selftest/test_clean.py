@@ -38,7 +38,7 @@ def run(tmp_path: Path, **given):
 
 @pytest.mark.parametrize(("target", "recipe", "backend"), CLEAN)
 def test_a_stock_model_is_clean(target: str, recipe: str, backend: str, tmp_path: Path):
-    result = run(tmp_path, target=target, recipe=recipe, backend=backend, examples=100)
+    result = run(tmp_path, target=target, recipe=recipe, backend=backend, examples=80)
     assert result.failures == []
     assert result.verdict == "clean"
     assert result.strict.batches == result.traffic.batches >= 200
@@ -51,7 +51,7 @@ def test_a_stock_model_is_clean(target: str, recipe: str, backend: str, tmp_path
 
 
 def test_forwards_take_most_of_the_strict_phase(tmp_path: Path):
-    strict = run(tmp_path, examples=100).strict
+    strict = run(tmp_path, examples=80).strict
     assert strict.forward_seconds / strict.seconds >= 0.6
 
 

@@ -103,7 +103,10 @@ BAD = {
     "out below a file": (["run", "--out", "plan.json/x"], "cannot write results to plan.json/x"),
     "no checkpoint": (["run", "--target", "llava:absent"], "cannot read the configuration"),
     "no factory": (["run", "--target", "toy:nothing"], "attribute of toy for target 'nothing'"),
-    "no target": (["run", "--target", "toy:broken_factory"], "returned a object without"),
+    "no target": (
+        ["run", "--target", "toy:broken_factory"],
+        "of type object without name",
+    ),
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vlm_ci import families
-from vlm_ci.check import CheckSettings, check
+from vlm_ci.check import check
 from vlm_ci.errors import UsageError
 from vlm_ci.families.base import KIND_NAMES
 from vlm_ci.parity.canary import apply_canary
@@ -104,7 +104,7 @@ def test_a_model_blind_to_images_is_vacuous(load):
     for block in (target._eager, target._compiled):
         block.model.get_image_features = _blind(block.model.get_image_features)
     plan = Plan(name="text", batches=(batch(Text(5)), batch(Text(3), Text(6)), batch(Text(1))))
-    result = check(target, CheckSettings(examples=1, plan=plan))
+    result = check(target, examples=1, warmup=plan)
     assert [failure.kind for failure in result.failures] == ["vacuous", "vacuous"]
     assert result.verdict == "vacuous"
     assert "changing every image moves no logit" in result.failures[0].cause
@@ -257,7 +257,7 @@ def test_a_checkpoint_of_another_family_is_refused(tmp_path: Path):
         ("qwen3-vl:/no/such/folder", "cannot read the configuration of checkpoint"),
         ("qwen3-vl:", "names no checkpoint"),
         ("qwen3-vl-tny", "did you mean 'qwen3-vl-tiny'"),
-        ("toy:broken_factory", "returned a object without name, envelope"),
+        ("toy:broken_factory", "returned something of type object without name, envelope"),
         ("toy:factry", "did you mean 'factory'"),
         ("no_such_module:factory", "cannot import 'no_such_module'"),
     ],

@@ -168,7 +168,7 @@ def _from_factory(name: str) -> Target:
         )
         missing = [member for member in members if not hasattr(target, member)]
         raise UsageError(
-            f"target {name!r} returned a {type(target).__name__} without "
+            f"target {name!r} returned something of type {type(target).__name__} without "
             f"{', '.join(missing)}: see vlm_ci.targets.protocol.Target"
         )
     return target
