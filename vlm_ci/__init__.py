@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vlm_ci.check import check
+    from vlm_ci.checker import check
     from vlm_ci.errors import UsageError
     from vlm_ci.failures import Failure
     from vlm_ci.result import Result
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vlm_ci.warmup import Plan, named_plan
 
 _HOMES = {
-    "vlm_ci.check": ("check",),
+    "vlm_ci.checker": ("check",),
     "vlm_ci.errors": ("UsageError",),
     "vlm_ci.failures": ("Failure",),
     "vlm_ci.result": ("Result",),

@@ -39,17 +39,30 @@ def prepare(out: Path) -> None:
     """Make the folder for results, and remove what an earlier run left in it.
 
     Raises:
-        UsageError: the folder cannot be made or written to.
+        UsageError: the folder cannot be made or written to, or holds a folder ``failures`` that no
+            run of ours left there.
     """
+    failures, result = out / "failures", out / "result.json"
+    if failures.exists() and not _is_ours(result):
+        raise UsageError(
+            f"{failures} was not left by an earlier run: name another folder with --out"
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "result.json").unlink(missing_ok=True)
-        if (out / "failures").exists():
-            shutil.rmtree(out / "failures")
         with tempfile.TemporaryFile(dir=out):
             pass
+        if failures.exists():
+            shutil.rmtree(failures)
+        result.unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(f"cannot write results to {out}: {error.strerror or error}") from None
+
+
+def _is_ours(result: Path) -> bool:
+    try:
+        return b'"vlm-ci/result/' in result.read_bytes()[:200]
+    except OSError:
+        return False
 
 
 def write(result: Result, events: Sequence[Event], out: Path) -> None:

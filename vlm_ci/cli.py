@@ -15,6 +15,7 @@ from vlm_ci.settings import OPTIONS, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
 CLEAN, FOUND, INTERRUPTED, OWN_ERROR, BAD_INPUT, NOTHING_RAN = range(6)
 
@@ -63,7 +64,7 @@ def run(pytest_args: tuple[str, ...], **given: Any) -> None:
     Runs the recompile suite through pytest; what follows -- goes to pytest.
     """
     settings = Settings.from_mapping(given)
-    from vlm_ci import locations, runner
+    from vlm_ci import artifacts, locations, runner
     from vlm_ci.report.progress import TerminalProgress
 
     # pytest captures the terminal's descriptors; the progress line needs one of its own.
@@ -72,13 +73,22 @@ def run(pytest_args: tuple[str, ...], **given: Any) -> None:
         try:
             progress.note("loading torch and transformers")
             runner.prepare(settings)
-            code = _pytest(given, pytest_args, progress, str(locations.suites()))
+            artifacts.prepare(settings.out)
+            code = _pytest(
+                given, pytest_args, progress, str(locations.suites()), settings.out / "result.json"
+            )
         finally:
             progress.close()
     raise SystemExit(code)
 
 
-def _pytest(given: dict[str, Any], extra: Sequence[str], progress: Any, suites: str) -> int:
+def _pytest(
+    given: dict[str, Any],
+    extra: Sequence[str],
+    progress: Any,
+    suites: str,
+    result_file: Path,
+) -> int:
     import pytest
 
     import vlm_ci.plugin as plugin
@@ -109,8 +119,15 @@ def _pytest(given: dict[str, Any], extra: Sequence[str], progress: Any, suites: 
             args += [f"--vlm-{option.name}"] if value else []
         elif value is not None:
             args.append(f"--vlm-{option.name}={value}")
+    # A user's own PYTEST_ADDOPTS are meant for their tests, and would change what runs here.
+    os.environ.pop("PYTEST_ADDOPTS", None)
     code = int(pytest.main([*args, *extra], plugins=plugins))
-    if code == FOUND and not any(result.verdict != "clean" for result in carrier.results):
+    verdicts = {result.verdict for result in carrier.results}
+    if code == CLEAN and not verdicts and not result_file.exists():
+        return NOTHING_RAN
+    if code == FOUND and verdicts == {"incomplete"}:
+        return NOTHING_RAN
+    if code == FOUND and (verdicts == {"clean"} or not (verdicts or result_file.exists())):
         return OWN_ERROR  # a test failed for a reason that is no verdict
     return code
 

@@ -24,8 +24,10 @@ def import_object(kind: str, name: str) -> Any:
         sys.path.insert(0, here)
     try:
         module = import_module(module_name)
-    except ImportError as error:
-        raise UsageError(f"{kind} {name!r}: cannot import {module_name!r}: {error}") from error
+    except Exception as error:  # the user's module may fail in any way while it is imported
+        raise UsageError(
+            f"{kind} {name!r}: cannot import {module_name!r}: {type(error).__name__}: {error}"
+        ) from error
     if not hasattr(module, attribute):
         public = [entry for entry in dir(module) if not entry.startswith("_")]
         raise unknown_name(f"attribute of {module_name} for {kind}", attribute, public)

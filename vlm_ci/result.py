@@ -9,7 +9,6 @@ import msgspec
 from vlm_ci.failures import Failure
 
 RESULT_SCHEMA = "vlm-ci/result/1"
-VERDICTS = ("clean", "failed", "vacuous", "incomplete", "interrupted")
 
 
 class Traffic(msgspec.Struct, kw_only=True):

@@ -9,7 +9,7 @@ from vlm_ci.errors import UsageError
 from vlm_ci.warmup import Plan, find_plan
 
 if TYPE_CHECKING:
-    from vlm_ci.check import Progress
+    from vlm_ci.checker import Progress
     from vlm_ci.result import Result
     from vlm_ci.settings import Settings
     from vlm_ci.targets.protocol import Target
@@ -30,14 +30,11 @@ def prepare(settings: Settings) -> Prepared:
     Raises:
         UsageError: something is unknown, unreadable, or does not fit the model.
     """
-    from vlm_ci import artifacts, bugs
+    from vlm_ci import bugs
     from vlm_ci.families.base import check_envelope
     from vlm_ci.targets import loading, models, recipes
     from vlm_ci.targets.backends import CompileOptions
 
-    if settings.bug is not None:
-        bugs.find(settings.bug)
-    artifacts.prepare(settings.out)
     CompileOptions(
         backend=settings.backend,
         dynamic=settings.dynamic,
@@ -49,8 +46,21 @@ def prepare(settings: Settings) -> Prepared:
     loading.resolve_dtype(settings.dtype)
     loading.resolve_device(settings.device)
     if loading.is_factory(settings.target):
+        for option, given in (("bug", settings.bug), ("envelope", settings.envelope)):
+            if given is not None:
+                raise UsageError(
+                    f"--{option} does not apply to {settings.target!r}, a target of your own: it "
+                    "brings its model and its envelope"
+                )
         return Prepared(envelope=None, plan=None)
     source = models.find(settings.target)
+    if settings.bug is not None:
+        planted = models.find(bugs.find(settings.bug).target).family.name
+        if planted != source.family.name:
+            raise UsageError(
+                f"--bug {settings.bug} is planted in a model of family {planted}; target "
+                f"{settings.target} is of family {source.family.name}"
+            )
     envelope = source.family.envelope(source.config)
     if settings.envelope is not None:
         from vlm_ci.traffic.files import read_envelope
@@ -86,8 +96,9 @@ def build_target(settings: Settings) -> Target:
 def run(settings: Settings, target: Target, progress: Progress | None = None) -> Result:
     """Check a target as the settings say, and write the result and its evidence to ``out``."""
     from vlm_ci import artifacts
-    from vlm_ci.check import Checker, CheckSettings, Silent
+    from vlm_ci.checker import Checker, CheckSettings, Silent
 
+    artifacts.prepare(settings.out)
     plan = find_plan(settings.warmup, target.envelope)
     refused = [
         f"batch {index}: {reason}"
@@ -107,5 +118,5 @@ def run(settings: Settings, target: Target, progress: Progress | None = None) ->
         checker.result.options["bug"] = settings.bug
         checker.result.options["repaired"] = settings.repaired
     checker.run()
-    artifacts.write(checker.result, checker.watcher.events, settings.out)
+    artifacts.write(checker.result, checker.watcher.run_events, settings.out)
     return checker.result

@@ -55,6 +55,8 @@ class Search:
     def _run_once(
         self, check: Check, strategy: SearchStrategy[Session], count: int, seed: int
     ) -> None:
+        errors: list[Exception] = []
+
         @with_seed(seed)
         @settings(
             max_examples=count,
@@ -74,12 +76,17 @@ class Search:
             except Finding as found:
                 self._keep(found.failure)
                 raise
+            except Exception as error:  # not a verdict: an error of our own, or bad input
+                errors.append(error)
+                raise
 
         try:
             explore()
         except Finding:
             pass
         except FlakyFailure:
+            if errors:
+                raise errors[0] from None
             self.flaky = True
         except Unsatisfiable:
             pass

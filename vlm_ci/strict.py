@@ -61,8 +61,10 @@ class StrictRunner:
             Finding: a batch was refused, compiled something, ran eagerly or answered wrongly. Its
                 failure holds the session up to that batch.
         """
-        for index, batch in enumerate(session.batches):
-            self._run_strictly(batch, session.batches[: index + 1])
+        # What a session leaves behind (a changed matmul precision, say) belongs to it alone.
+        with internals.preserving_state():
+            for index, batch in enumerate(session.batches):
+                self._run_strictly(batch, session.batches[: index + 1])
 
     def _run_strictly(self, batch: Batch, served: tuple[Batch, ...]) -> None:
         watcher, strict = self.watcher, self.result.strict
@@ -154,32 +156,32 @@ class StrictRunner:
             self.called = True
             return
         calls = self.watcher.calls
+        expected = self._warmed.expected_regions(batch, self.target.envelope)
         self.called |= bool(calls) or executed > 0
-        if calls or executed:
+        if calls or executed or expected or not self._records_calls:
             self.regions.append(executed)
-        name = batch_class(batch, self.target.envelope)
-        usual = self._warmed.regions.get(name)
         limited = self.watcher.count("limit-hit") > 0
-        if executed == 0 and (calls or usual or not self._records_calls):
-            cause = "0 compiled regions executed: the compiled code ran eagerly"
-            key = "no region executed"
-        elif usual is not None and executed < usual and not limited:
+        skipped = sorted({region_class(call.region) for call in calls if not call.regions})
+        if executed == 0 and (calls or expected or not self._records_calls):
+            cause, key = "0 compiled regions executed: the compiled code ran eagerly", "none"
+        elif skipped:
+            cause, key = "some calls of compiled code executed no compiled region", "some calls"
+        elif expected is not None and executed < expected and not limited:
             cause = (
-                f"{executed} compiled regions executed; warm-up executed {usual} for a batch of "
-                f"this class ({name})"
+                f"{executed} compiled regions executed; warm-up executed {expected} for a batch "
+                f"of this class ({batch_class(batch, self.target.envelope)})"
             )
-            key = "fewer regions executed"
+            key = "fewer"
         else:
             return
-        where = sorted({region_class(call.region) for call in calls if not call.regions})
         raise finding(
             Failure(
                 kind="eager-fallback",
-                cause=cause + (f" ({', '.join(where[:3])})" if where else ""),
+                cause=cause + (f" ({', '.join(skipped[:3])})" if skipped else ""),
                 advice=causes.LIMIT_ADVICE
                 if limited
                 else "find out why Dynamo skips it: run with TORCH_LOGS=graph_breaks,recompiles",
-                key=f"{key}: {', '.join(where)}",
+                key=f"{key}: {', '.join(skipped)}",
                 traffic=Session(served),
                 note=self._limit_note() if limited else "",
             )

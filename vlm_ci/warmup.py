@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -48,10 +48,14 @@ def named_plan(name: str, envelope: Envelope) -> Plan:
     batches: list[Batch] = []
     for context in envelope.contexts:
         for seed, row in enumerate(rows):
-            requests = tuple(Request(tuple(items)) for items in row)
-            batch = Batch(requests, seed=seed, padding=envelope.padding[0], context=context)
-            if envelope.violation(batch) is None and batch not in batches:
-                batches.append(batch)
+            for shorter in (False, True):
+                requests = _requests(row, envelope, shorter=shorter)
+                if not requests:
+                    break
+                batch = Batch(requests, seed=seed, padding=envelope.padding[0], context=context)
+                if envelope.violation(batch) is None:
+                    batches.append(batch)
+                    break
     if not batches:
         raise UsageError(
             f"warm-up plan {name!r} has no batch that this envelope accepts: its modalities are "
@@ -80,15 +84,33 @@ def find_plan(plan: Plan | str | Path | None, envelope: Envelope) -> Plan:
 Rows = list[list[list[Item]]]
 
 
+def _requests(rows: list[list[Item]], envelope: Envelope, *, shorter: bool) -> tuple[Request, ...]:
+    """Fit rows to the number of requests that is allowed; with the shortest texts if asked."""
+    low, high = envelope.requests
+    full = [
+        tuple(
+            Text(envelope.tokens[0]) if shorter and isinstance(item, Text) else item for item in row
+        )
+        for row in rows
+        if row
+    ]
+    if not full:
+        return ()
+    full += [full[-1]] * (low - len(full))
+    return tuple(Request(row) for row in full[:high])
+
+
 class _Sizes:
     """Generic sizes within an envelope."""
 
     def __init__(self, envelope: Envelope) -> None:
         self._envelope = envelope
 
-    def text(self, tokens: int) -> Text:
+    def text(self, tokens: int) -> list[Item]:
+        if "text" not in self._envelope.modalities:
+            return []
         low, high = self._envelope.tokens
-        return Text(min(max(tokens, low), high))
+        return [Text(min(max(tokens, low), high))]
 
     def image(self, rows: int, columns: int) -> list[Item]:
         if "image" not in self._envelope.modalities:
@@ -110,26 +132,26 @@ class _Sizes:
 def _default(sizes: _Sizes) -> Rows:
     text, image, video = sizes.text, sizes.image, sizes.video
     return [
-        [[text(7), *image(3, 4), text(5)], [text(13)]],  # padded, one image
-        [[text(7), *image(4, 5), text(4)]],
-        [[text(6), *video(5, 2, 3), text(4)], [*image(2, 5), text(3), *image(5, 3)]],
-        [[text(9)]],
-        [[text(9)], [text(9)]],  # equal lengths: no padding, so the mask becomes None
-        [[*image(1, 1), text(7)]],  # one visual token
-        [[text(6)], [*image(1, 1), text(8)]],
-        [[text(1)]],
-        [[text(1)], [text(1)]],
+        [[*text(7), *image(3, 4), *text(5)], [*text(13)]],  # padded, one image
+        [[*text(7), *image(4, 5), *text(4)]],
+        [[*text(6), *video(5, 2, 3), *text(4)], [*image(2, 5), *text(3), *image(5, 3)]],
+        [[*text(9)]],
+        [[*text(9)], [*text(9)]],  # equal lengths: no padding, so the mask becomes None
+        [[*image(1, 1), *text(7)]],  # one visual token
+        [[*text(6)], [*image(1, 1), *text(8)]],
+        [[*text(1)]],
+        [[*text(1)], [*text(1)]],
     ]
 
 
 def _text_only(sizes: _Sizes) -> Rows:
     text = sizes.text
     return [
-        [[text(7)], [text(13)]],
-        [[text(11)]],
-        [[text(9)], [text(9)]],
-        [[text(1)]],
-        [[text(1)], [text(1)]],
+        [[*text(7)], [*text(13)]],
+        [[*text(11)]],
+        [[*text(9)], [*text(9)]],
+        [[*text(1)]],
+        [[*text(1)], [*text(1)]],
     ]
 
 
@@ -138,40 +160,69 @@ def _image_only(sizes: _Sizes) -> Rows:
     if not image(1, 1):
         return []
     return [
-        [[text(7), *image(3, 4), text(5)], [*image(2, 5), text(3)]],
-        [[text(6), *image(4, 5), text(4)]],
+        [[*text(7), *image(3, 4), *text(5)], [*image(2, 5), *text(3)]],
+        [[*text(6), *image(4, 5), *text(4)]],
         [[*image(3, 4)], [*image(3, 4)]],
-        [[*image(2, 4), text(3), *image(5, 3)]],
-        [[*image(1, 1), text(7)]],
-        [[text(6), *image(1, 1)], [*image(1, 1), text(8)]],
+        [[*image(2, 4), *text(3), *image(5, 3)]],
+        [[*image(1, 1), *text(7)]],
+        [[*text(6), *image(1, 1)], [*image(1, 1), *text(8)]],
     ]
+
+
+class BatchClass(NamedTuple):
+    """Batches within which the same compiled regions are expected to run."""
+
+    modalities: frozenset[str]
+    single: bool
+    padded: bool
+    context: str
+
+    def __str__(self) -> str:
+        rows = "one row" if self.single else "rows"
+        shape = "padded" if self.padded else "of equal length"
+        return f"{'+'.join(sorted(self.modalities))}, {rows} {shape}, {self.context}"
+
+
+def batch_class(batch: Batch, envelope: Envelope) -> BatchClass:
+    """Return the class of a batch."""
+    return BatchClass(
+        modalities=batch.modalities,
+        single=len(batch.requests) == 1,
+        padded=corners.is_ragged(batch, envelope),
+        context=batch.context,
+    )
 
 
 @dataclass(slots=True, kw_only=True)
 class WarmupReport:
-    """What a warm-up did. ``compiles`` and ``graphs`` count all rounds together."""
+    """What a warm-up did; ``regions`` is what the last round executed."""
 
     plan: Plan
     rounds: int = 0
-    compiles: int = 0
-    graphs: int = 0
-    graph_breaks: int = 0
     seconds: float = 0.0
     converged: bool = False
     last_round: tuple[int, ...] = ()  # compiles of each batch in the last round
-    regions: dict[str, int] = field(default_factory=dict)  # least regions by class of batch
+    regions: dict[BatchClass, int] = field(default_factory=dict)  # the least in each class
 
+    def expected_regions(self, batch: Batch, envelope: Envelope) -> int | None:
+        """Return the least number of compiled regions that a batch has to execute.
 
-def batch_class(batch: Batch, envelope: Envelope) -> str:
-    """Name the class of a batch within which the same compiled regions are expected to run."""
-    return " ".join(
-        [
-            "+".join(sorted(batch.modalities)),
-            "1 row" if len(batch.requests) == 1 else "rows",
-            "padded" if corners.is_ragged(batch, envelope) else "equal",
-            batch.context,
-        ]
-    )
+        That is what warm-up executed for its class; for a class that warm-up did not have, the
+        least of all classes whose modalities this batch has too (text runs through every batch).
+        None where warm-up tells nothing.
+        """
+        wanted = batch_class(batch, envelope)
+        if wanted in self.regions:
+            return self.regions[wanted]
+        return min(
+            (
+                count
+                for known, count in self.regions.items()
+                if known.context == wanted.context
+                and known.modalities <= wanted.modalities | {"text"}
+            ),
+            default=None,
+        )
 
 
 def run_rounds(

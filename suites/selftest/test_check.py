@@ -7,7 +7,7 @@ import pytest
 import torch
 from toy import ENVELOPE, VOCABULARY, Toy, ToyTarget
 
-from vlm_ci.check import Checker, CheckSettings, Silent, check
+from vlm_ci.checker import Checker, CheckSettings, Silent, check
 from vlm_ci.errors import UsageError
 from vlm_ci.result import Result
 from vlm_ci.traffic.spec import Batch, Image, Session, Text, batch

@@ -13,7 +13,7 @@ import pytest
 
 from vlm_ci.cli import main
 
-HERE = Path(__file__).parent
+TOY_PATH = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
 
 
 def vlm_ci(*args: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
@@ -151,7 +151,7 @@ def test_a_clean_run_of_a_factory_target(tmp_path: Path):
         "--out",
         "out",
         cwd=tmp_path,
-        PYTHONPATH=f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+        PYTHONPATH=TOY_PATH,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "verdict        clean, results in out" in done.stdout
@@ -171,7 +171,7 @@ def test_nothing_selected_is_exit_code_5(tmp_path: Path):
         "-k",
         "nothing_of_that_name",
         cwd=tmp_path,
-        PYTHONPATH=str(HERE),
+        PYTHONPATH=TOY_PATH,
     )
     assert done.returncode == 5, done.stdout + done.stderr
 

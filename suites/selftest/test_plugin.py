@@ -84,7 +84,7 @@ def test_a_project_without_vlm_tests_is_left_alone(pytester: pytest.Pytester):
         import sys
 
         def test_nothing_heavy_is_loaded():
-            loaded = {"torch", "transformers", "vlm_ci.check"} & set(sys.modules)
+            loaded = {"torch", "transformers", "vlm_ci.checker"} & set(sys.modules)
             assert not loaded
 
         def test_the_hypothesis_profile_is_untouched():

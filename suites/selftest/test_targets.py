@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vlm_ci import families
-from vlm_ci.check import check
+from vlm_ci.checker import check
 from vlm_ci.errors import UsageError
 from vlm_ci.families.base import KIND_NAMES
 from vlm_ci.parity.canary import apply_canary

@@ -67,12 +67,16 @@ def compare(actual: Output, expected: Output, tolerance: Tolerance) -> Compariso
     """Compare two answers to one batch; NaN and Inf never pass, padding is left out.
 
     Raises:
-        ValueError: the logits have different shapes.
+        ValueError: the logits have different shapes or types.
     """
     if actual.logits.shape != expected.logits.shape:
         raise ValueError(
             f"compiled logits have shape {list(actual.logits.shape)}, eager ones "
             f"{list(expected.logits.shape)}"
+        )
+    if actual.logits.dtype != expected.logits.dtype:
+        raise ValueError(
+            f"compiled logits have dtype {actual.logits.dtype}, eager ones {expected.logits.dtype}"
         )
     kinds = expected.token_kinds
     places = (kinds != PADDING).nonzero()  # [tokens, 2] on the CPU: request, token
@@ -91,7 +95,8 @@ def compare(actual: Output, expected: Output, tolerance: Tolerance) -> Compariso
                 nonfinite=name,
                 at=_location(kinds, places, token),
             )
-    scale = want.square().mean(dim=-1, keepdim=True).sqrt()
+    # In float64, so that the square of a large logit does not overflow and allow everything.
+    scale = want.double().square().mean(dim=-1, keepdim=True).sqrt().to(want.dtype)
     error = (got - want).abs()
     allowed = tolerance.atol * scale + tolerance.rtol * want.abs()
     ratio = (error / allowed.clamp(min=torch.finfo(error.dtype).tiny)).amax(dim=-1)

@@ -6,6 +6,7 @@ for the options alone.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,7 +17,7 @@ from vlm_ci.settings import OPTIONS, Settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from vlm_ci.check import Progress
+    from vlm_ci.checker import Progress
     from vlm_ci.result import Result
     from vlm_ci.targets.protocol import Target
 
@@ -112,8 +113,12 @@ def vlm_check(
         from vlm_ci import runner
         from vlm_ci.failures import render
 
+        earlier = len(config.stash[RESULTS])
+        settings = vlm_settings
+        if earlier:  # each run of a session keeps its results
+            settings = replace(settings, out=settings.out / f"run-{earlier + 1}")
         try:
-            result = runner.run(vlm_settings, vlm_target, carrier.progress if carrier else None)
+            result = runner.run(settings, vlm_target, carrier.progress if carrier else None)
         except UsageError as error:
             pytest.exit(str(error), returncode=4)
         config.stash[RESULTS].append(result)

@@ -153,7 +153,12 @@ def _from_factory(name: str) -> Target:
     factory = import_object("target", name)
     if not callable(factory):
         raise UsageError(f"target {name!r} is not a function that returns a target")
-    target = factory()
+    try:
+        target = factory()
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"target {name!r} raised {type(error).__name__}: {error}") from error
     if not isinstance(target, Target):
         members = (
             "name",

@@ -120,7 +120,15 @@ class TransformersTwin:
                 module, self.watcher.observe(names[id(module)], module.forward)
             )
 
-        self._compile_parts(self._source.family.parts(self._compiled), compile_module)
+        parts = self._source.family.parts(self._compiled)
+        try:
+            self._compile_parts(parts, compile_module)
+        except (UsageError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            raise UsageError(
+                f"recipe {self.info.recipe!r} raised {type(error).__name__}: {error}"
+            ) from error
 
     def run_eager(self, batch: Batch) -> Output:
         """Answer a batch with the eager twin."""

@@ -152,7 +152,13 @@ def bucket_lengths(name: str, envelope: Envelope) -> list[int]:
     )
     # A length above the largest bucket belongs to the corner of that name alone.
     top = envelope.max_tokens
-    reachable = [n for n in lengths if 1 <= n <= top and _text_reachable(n, envelope)]
+    reachable = [
+        n
+        for n in lengths
+        if 1 <= n <= top
+        and _text_reachable(n, envelope)
+        and _accepts(envelope, text_row(n, envelope))
+    ]
     if name == "bucket-above-largest":
         reachable = [n for n in reachable if n > envelope.buckets[-1]]
     return sorted(set(reachable))
@@ -213,9 +219,12 @@ def video_splits(envelope: Envelope) -> list[tuple[tuple[Item, ...], tuple[Item,
 
 
 def _accepts(envelope: Envelope, row: tuple[Item, ...]) -> bool:
-    return (
-        len(row) <= envelope.items[1] and envelope.row_tokens(Request(row)) <= envelope.max_tokens
+    batch = Batch(
+        (Request(row),) * envelope.requests[0],
+        padding=envelope.padding[0],
+        context=envelope.contexts[0],
     )
+    return envelope.violation(batch) is None
 
 
 @cache

@@ -187,13 +187,19 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             count = sum(
                 isinstance(item, Image if name == "image" else Video) for item in request.items
             )
-            high = getattr(self, f"{name}s")[1] if name in self.modalities else 0
-            if count > high:
-                return f"{count} {name}s, at most {high} allowed"
+            low, high = getattr(self, f"{name}s") if name in self.modalities else (0, 0)
+            if not low <= count <= high:
+                return f"{count} {name}s are outside [{low}, {high}]"
+        low, high = self.items
+        if not low <= len(request.items) <= high:
+            return f"{len(request.items)} items are outside [{low}, {high}]"
         for item in request.items:
             if isinstance(item, Text):
                 if "text" not in self.modalities:
                     return "text is not among the modalities"
+                low, high = self.tokens
+                if not low <= item.tokens <= high:
+                    return f"{item!r}: tokens must be from {low} to {high}"
                 continue
             allowed = self.image_sides if isinstance(item, Image) else self.video_sides
             if item.height not in allowed or item.width not in allowed:

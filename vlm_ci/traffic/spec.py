@@ -24,6 +24,8 @@ CONTEXTS = ("inference_mode", "no_grad", "grad", "autocast", "thread", "outside_
 
 TRAFFIC_SCHEMA = "vlm-ci/traffic/1"
 
+MAX_SEED = 2**32 - 1
+
 AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
 
 
@@ -93,13 +95,15 @@ class Batch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, repr_omit_d
     """
 
     requests: tuple[Request, ...]
-    seed: Annotated[int, msgspec.Meta(ge=0)] = 0
+    seed: Annotated[int, msgspec.Meta(ge=0, le=MAX_SEED)] = 0
     padding: str = "left"
     context: str = "inference_mode"
 
     def __post_init__(self) -> None:
         _check_members("Batch.requests", self.requests, (Request,), "Request")
         check_int("Batch.seed", self.seed, minimum=0)
+        if self.seed > MAX_SEED:
+            raise ValueError(f"Batch.seed must be at most {MAX_SEED}, not {self.seed}")
         check_choice("Batch.padding", self.padding, PADDING_SIDES)
         check_choice("Batch.context", self.context, CONTEXTS)
 

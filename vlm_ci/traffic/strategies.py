@@ -121,7 +121,11 @@ def sessions(envelope: Envelope) -> st.SearchStrategy[Session]:
         for name in corners.allowed(envelope)
         for _ in range(RARE_WEIGHT if name in RARE else 1)
     ]
-    strategy = {name: cases.strategy(name) for name in weighted}
+
+    def accepted(part: list[Batch]) -> bool:
+        return all(envelope.violation(batch) is None for batch in part)
+
+    strategy = {name: cases.strategy(name).filter(accepted) for name in weighted}
     # sampled_from shrinks to its first entry, so that a corner shrinks to an ordinary batch.
     part = st.sampled_from(["", *weighted]).flatmap(lambda name: strategy.get(name, plain))
 
@@ -165,6 +169,12 @@ class _Corners:
     def _one(self, rows: st.SearchStrategy[list[Request]]) -> st.SearchStrategy[list[Batch]]:
         """One batch of exactly these rows."""
         return batches(self.envelope, rows).map(lambda batch: [batch])
+
+    def _rows_of(self, items: tuple[Item, ...]) -> Batch:
+        """The smallest batch whose rows are all this one."""
+        envelope = self.envelope
+        rows = (Request(items),) * envelope.requests[0]
+        return Batch(rows, padding=envelope.padding[0], context=envelope.contexts[0])
 
     def _with_others(self, row: st.SearchStrategy[Request]) -> st.SearchStrategy[list[Batch]]:
         """One batch that holds this row, alone or with any others before it."""
@@ -313,11 +323,11 @@ class _Corners:
             (height, width), around = batch_pair
             text = tuple(item for item in around.items if isinstance(item, Text))[:1]
             return [
-                Batch((Request((*text, Image(height, width))),)),
-                Batch((Request((*text, Image(width, height))),)),
+                self._rows_of((*text, Image(height, width))),
+                self._rows_of((*text, Image(width, height))),
             ]
 
-        return st.tuples(grid, self.request).map(build).filter(self._accepted)
+        return st.tuples(grid, self.request).map(build)
 
     def _extreme_image(self) -> st.SearchStrategy[list[Batch]]:
         low, high = self.envelope.image_sides[0], self.envelope.image_sides[-1]
@@ -342,13 +352,13 @@ class _Corners:
     def _equal_totals(self) -> st.SearchStrategy[list[Batch]]:
         pairs = corners.equal_splits(self.envelope)
         return st.sampled_from(pairs).map(
-            lambda pair: [Batch((Request(pair[0]),)), Batch((Request(pair[1]),))]
+            lambda pair: [self._rows_of(pair[0]), self._rows_of(pair[1])]
         )
 
     def _video_or_images(self) -> st.SearchStrategy[list[Batch]]:
         pairs = corners.video_splits(self.envelope)
         return st.sampled_from(pairs).map(
-            lambda pair: [Batch((Request(pair[0]),)), Batch((Request(pair[1]),))]
+            lambda pair: [self._rows_of(pair[0]), self._rows_of(pair[1])]
         )
 
     def _odd_frames(self) -> st.SearchStrategy[list[Batch]]:
@@ -358,7 +368,7 @@ class _Corners:
     def _bucket(self, name: str) -> st.SearchStrategy[list[Batch]]:
         lengths = corners.bucket_lengths(name, self.envelope)
         return st.sampled_from(lengths).map(
-            lambda length: [Batch((Request(corners.text_row(length, self.envelope)),))]
+            lambda length: [self._rows_of(corners.text_row(length, self.envelope))]
         )
 
     # -- sequences ---------------------------------------------------------------------------
@@ -378,6 +388,3 @@ class _Corners:
 
     def _same_batch_twice(self) -> st.SearchStrategy[list[Batch]]:
         return batches(self.envelope).map(lambda batch: [batch, batch])
-
-    def _accepted(self, part: list[Batch]) -> bool:
-        return all(self.envelope.violation(batch) is None for batch in part)

@@ -20,13 +20,13 @@ from torch._dynamo import eval_frame
 from torch._dynamo.callback import CallbackArgs, CallbackTrigger, callback_handler
 from torch.utils import _pytree as pytree
 
+from vlm_ci.environment import TESTED
 from vlm_ci.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import CodeType
 
-TESTED_TORCH = ("2.11", "2.13")
 STRICT_STANCE = "fail_on_recompile"
 
 
@@ -37,10 +37,10 @@ class UnsupportedTorch(UsageError):
 def _require(owner: Any, *names: str) -> None:
     missing = [name for name in names if not hasattr(owner, name)]
     if missing:
+        oldest, newest = TESTED["torch"]
         raise UnsupportedTorch(
             f"torch {torch.__version__} has no {', '.join(missing)} in {owner.__name__}, which "
-            f"vlm_ci needs to watch compilation; it was tested with torch {TESTED_TORCH[0]} to "
-            f"{TESTED_TORCH[1]}"
+            f"vlm_ci needs to watch compilation; it was tested with torch {oldest} to {newest}"
         )
 
 
@@ -128,16 +128,31 @@ def strict() -> Iterator[None]:
         yield
 
 
-def is_refusal(error: BaseException) -> bool:
-    """Whether an exception is a refusal under the strict stance."""
-    return isinstance(error, RuntimeError) and "fail_on_recompile" in str(error)
+@contextmanager
+def preserving_state() -> Iterator[None]:
+    """Restore the process state that Dynamo guards on, as it was on entry."""
+    threads = torch.get_num_threads()
+    precision = torch.get_float32_matmul_precision()
+    default_dtype = torch.get_default_dtype()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    grad = torch.is_grad_enabled()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
+        torch.set_default_dtype(default_dtype)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.set_grad_enabled(grad)
 
 
+# Recordings by cudagraph trees are left out: they go through CUDAGraph.capture_begin, where the
+# watcher sees them together with everybody else's captures.
 _TRIGGERS = {
     CallbackTrigger.DYNAMO: "compile",
     CallbackTrigger.LAZY_BACKWARD: "compile",
     CallbackTrigger.TRITON_AUTOTUNING: "triton-compile",
-    CallbackTrigger.CUDAGRAPH_RECORDING: "graph-capture",
 }
 
 
@@ -149,8 +164,9 @@ def reporting_compiles(report: Callable[[str, str], None]) -> Iterator[None]:
     """
 
     def start(args: CallbackArgs) -> None:
-        kind = _TRIGGERS.get(args.callback_trigger, "compile")
-        report(kind, str(args.compile_id))
+        kind = _TRIGGERS.get(args.callback_trigger)
+        if kind is not None:
+            report(kind, str(args.compile_id))
 
     callback_handler.register_start_callback(start)
     try:

@@ -33,7 +33,6 @@ class Call:
     take_signature: Callable[[], Signature]
     signature: Signature | None = None
     regions: int = 0
-    refused: bool = False
 
 
 class Watcher:
@@ -45,6 +44,7 @@ class Watcher:
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.phase = "load"
+        self._run_start = 0
         self.step = 0
         self.regions = 0  # compiled regions executed since the start
         self.warm: dict[str, list[Signature]] = {}  # signatures by region class, from warm-up
@@ -84,6 +84,15 @@ class Watcher:
     def begin(self, phase: str) -> None:
         """Enter a phase; its steps count from 1."""
         self.phase, self.step = phase, 0
+
+    def begin_run(self) -> None:
+        """Begin another run over the same target: phases are counted from here on."""
+        self._run_start = len(self.events)
+
+    @property
+    def run_events(self) -> list[Event]:
+        """The events since ``begin_run``."""
+        return self.events[self._run_start :]
 
     def begin_step(self) -> None:
         """Begin the next forward: what follows belongs to it."""
@@ -156,7 +165,6 @@ class Watcher:
         stack = self._stack_of_calls()
         call = stack[-1] if stack else None
         if call is not None:
-            call.refused = True
             call.signature = call.signature or call.take_signature()
         with self._lock:
             self._refused.append(
@@ -183,13 +191,13 @@ class Watcher:
         """The refusals of this step, each with the call it happened in and that call's region."""
         return list(self._refused)
 
-    def count(self, kind: str, phase: str | None = None) -> int:
-        """Count the events of a kind, in one phase or in all."""
-        return sum(event.kind == kind and phase in (None, event.phase) for event in self.events)
+    def count(self, kind: str) -> int:
+        """Count the events of a kind since the start."""
+        return sum(event.kind == kind for event in self.events)
 
     def counts(self, phase: str) -> Counter[str]:
-        """Count the events of one phase by kind."""
-        return Counter(event.kind for event in self.events if event.phase == phase)
+        """Count the events of one phase of this run by kind."""
+        return Counter(event.kind for event in self.run_events if event.phase == phase)
 
 
 def _gone() -> Signature:

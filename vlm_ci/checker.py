@@ -132,6 +132,7 @@ class Checker:
     def run(self) -> None:
         """Warm up, apply the canary, search; fills ``result``."""
         interrupted = complete = False
+        self.watcher.begin_run()
         if self._own_watcher:
             self._watcher.start()
         try:
@@ -205,7 +206,7 @@ class Checker:
 
     def _judge_limits(self, plan: Plan) -> None:
         seen = set()
-        for event in self.watcher.events:
+        for event in self.watcher.run_events:
             if event.kind == "limit-hit" and event.phase == "warmup" and event.frame not in seen:
                 seen.add(event.frame)
                 batch = plan.batches[(event.step - 1) % len(plan.batches)]
