@@ -149,6 +149,11 @@ class Checker:
                     )
                 )
                 complete = True
+                if getattr(self.target, "weights_changed", bool)():
+                    raise UsageError(
+                        "the compiled twin wrote into weights that both twins share while it "
+                        "served, so that the eager baseline changed too and proves nothing"
+                    )
         except KeyboardInterrupt:
             interrupted = True
         finally:

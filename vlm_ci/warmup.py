@@ -45,6 +45,10 @@ def named_plan(name: str, envelope: Envelope) -> Plan:
     rows = {"default": _default, "text-only": _text_only, "image-only": _image_only}[name](
         _Sizes(envelope)
     )
+    if name == "default" and envelope.images[0] > 0:  # text alone is not accepted
+        sizes = _Sizes(envelope)
+        rows += _image_only(sizes)
+        rows.append([[*sizes.image(2, 5), *sizes.text(3), *sizes.video(5, 2, 3)]])
     batches: list[Batch] = []
     for context in envelope.contexts:
         for seed, row in enumerate(rows):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from toy import ENVELOPE, VOCABULARY, Toy, ToyTarget
 
+import vlm_ci
 from vlm_ci.checker import Checker, CheckSettings, Silent, check
 from vlm_ci.errors import UsageError
 from vlm_ci.result import Result
@@ -43,6 +44,18 @@ def test_a_healthy_target_is_clean():
     assert result.warmup.converged
     assert result.warmup.compiles >= 2
     assert "the target cannot perturb images" in " ".join(result.warnings)
+
+
+def test_a_target_can_be_checked_twice():
+    target = ToyTarget()
+    try:
+        first = vlm_ci.check(target, examples=10)
+        second = vlm_ci.check(target, examples=10)
+    finally:
+        target.close()
+    assert first.verdict == second.verdict == "clean"
+    assert first.warmup.compiles > 0
+    assert second.warmup.compiles == 0
 
 
 def test_two_runs_with_one_seed_are_the_same_and_other_seeds_differ():
@@ -162,6 +175,30 @@ def test_code_that_is_never_compiled_is_an_eager_fallback():
     assert result.verdict == "failed"
     assert kinds(result) == ["eager-fallback"]
     assert result.warmup.compiles == result.strict.compiles == 0
+
+
+def test_compiled_code_that_is_passed_by_is_an_eager_fallback():
+    eager = Toy()
+    result = run(
+        ToyTarget(lambda call, ids, part: eager(ids) if is_image(part) else call(ids), model=eager),
+        plan=TEXT_ONLY,
+    )
+    assert kinds(result) == ["eager-fallback"]
+    assert result.failures[0].traffic == IMAGE
+    assert result.strict.regions_per_step.least == 0
+
+
+def test_state_that_one_session_leaves_behind_stays_out_of_the_next():
+    def serve(call, ids, part):
+        if is_image(part):
+            torch.set_float32_matmul_precision("high")
+        return call(ids)
+
+    before = torch.get_float32_matmul_precision()
+    result = run(ToyTarget(serve), plan=TEXT_ONLY)
+    assert torch.get_float32_matmul_precision() == before
+    assert kinds(result) == ["recompile"]
+    assert result.failures[0].traffic == IMAGE
 
 
 def test_a_limit_reached_in_warm_up_is_reported_with_the_fallback_it_causes():

@@ -55,6 +55,7 @@ def test_bugs_as_text_and_json(capsys):
 
 
 PLAN = '{"batches": [{"requests": [{"items": [{"kind": "text", "tokens": 0}]}]}]}'
+SEED = '{"batches": [{"requests": [{"items": [{"kind": "text", "tokens": 1}]}], "seed": 100000000000000}]}'
 OUTSIDE = '{"batches": [{"requests": [{"items": [{"kind": "text", "tokens": 5000}]}]}]}'
 
 BAD = {
@@ -73,7 +74,10 @@ BAD = {
     "unknown plan": (["run", "--warmup", "text-onyl"], "did you mean 'text-only'"),
     "missing plan": (["run", "--warmup", "absent.json"], "cannot read the plan file absent.json"),
     "broken plan": (["run", "--warmup", "plan.json"], "$.batches[0].requests[0].items[0].tokens"),
-    "plan outside": (["run", "--warmup", "outside.json"], "5000 positions, at most 1024 allowed"),
+    "plan outside": (
+        ["run", "--warmup", "outside.json"],
+        "Text(tokens=5000): tokens must be from 1 to 40",
+    ),
     "missing envelope": (["run", "--envelope", "absent.json"], "cannot read the envelope file"),
     "broken envelope": (["run", "--envelope", "broken.json"], "broken.json"),
     "empty envelope": (["run", "--envelope", "backwards.json"], "must be [smallest, largest]"),
@@ -103,6 +107,24 @@ BAD = {
     "out below a file": (["run", "--out", "plan.json/x"], "cannot write results to plan.json/x"),
     "no checkpoint": (["run", "--target", "llava:absent"], "cannot read the configuration"),
     "no factory": (["run", "--target", "toy:nothing"], "attribute of toy for target 'nothing'"),
+    "bug in a factory": (
+        ["run", "--target", "toy:factory", "--bug", "static-size"],
+        "--bug does not apply to",
+    ),
+    "envelope of a factory": (
+        ["run", "--target", "toy:factory", "--envelope", "odd.json"],
+        "--envelope does not apply to",
+    ),
+    "bug of another family": (
+        ["run", "--bug", "deepstack-kwarg", "--target", "llava-tiny"],
+        "planted in a model of family qwen3-vl; target llava-tiny is of family llava",
+    ),
+    "relative recipe": (["run", "--recipe", ".x:y"], "cannot import '.x': TypeError"),
+    "failing recipe": (
+        ["run", "--target", "llava-tiny", "--recipe", "toy:failing_recipe"],
+        "recipe 'toy:failing_recipe' raised ZeroDivisionError",
+    ),
+    "huge seed": (["run", "--warmup", "seed.json"], "<= 4294967295"),
     "no target": (
         ["run", "--target", "toy:broken_factory"],
         "of type object without name",
@@ -118,6 +140,7 @@ def folder(tmp_path: Path, monkeypatch) -> Path:
         "outside.json": OUTSIDE,
         "broken.json": "{",
         "backwards.json": '{"requests": [4, 1]}',
+        "seed.json": SEED,
         "video.json": '{"modalities": ["text", "video"]}',
         "size.json": '{"image_side": [32, 32]}',
         "odd.json": '{"side_multiple": 12, "image_side": [12, 24], "video_side": [12, 24]}',
@@ -160,6 +183,50 @@ def test_a_clean_run_of_a_factory_target(tmp_path: Path):
     result = json.loads((tmp_path / "out/result.json").read_text())
     assert result["verdict"] == "clean"
     assert result["traffic"]["examples"] == 20
+
+
+def test_a_folder_that_is_not_ours_is_left_alone(tmp_path: Path, capfd):
+    (tmp_path / "failures").mkdir()
+    (tmp_path / "failures/mine.txt").write_text("mine")
+    assert main(["run", "--target", "toy:factory", "--out", str(tmp_path)]) == 4
+    assert "was not left by an earlier run" in capfd.readouterr().err
+    assert (tmp_path / "failures/mine.txt").read_text() == "mine"
+
+
+def test_collecting_only_is_exit_code_5(tmp_path: Path):
+    done = vlm_ci(
+        "run",
+        "--target",
+        "toy:factory",
+        "--",
+        "--collect-only",
+        cwd=tmp_path,
+        PYTHONPATH=TOY_PATH,
+    )
+    assert done.returncode == 5, done.stdout + done.stderr
+
+
+def test_found_is_exit_code_1_in_a_worker_too(tmp_path: Path):
+    (tmp_path / "engine.py").write_text(
+        "from toy import ToyTarget\n"
+        "def factory():\n"
+        "    return ToyTarget(lambda call, ids, batch: call(ids) + 1)\n"
+    )
+    done = vlm_ci(
+        "run",
+        "--target",
+        "engine:factory",
+        "--examples",
+        "5",
+        "--",
+        "-n",
+        "1",
+        cwd=tmp_path,
+        PYTHONPATH=TOY_PATH,
+        PYTEST_ADDOPTS="--collect-only",
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert json.loads((tmp_path / "vlm-ci-out/result.json").read_text())["verdict"] == "failed"
 
 
 def test_nothing_selected_is_exit_code_5(tmp_path: Path):

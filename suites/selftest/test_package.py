@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,8 @@ def test_import_takes_under_150_ms_over_a_bare_interpreter():
 
 def test_public_names_exist():
     for name in vlm_ci.__all__:
-        assert getattr(vlm_ci, name) is not None
+        value = getattr(vlm_ci, name)
+        assert not isinstance(value, types.ModuleType), name
         assert name in dir(vlm_ci)
     with pytest.raises(AttributeError, match="no attribute 'audits'"):
         _ = vlm_ci.audits  # type: ignore[attr-defined]

@@ -173,6 +173,43 @@ def test_regions_are_counted_in_each_step(load):
     assert target.stats().regions - before == 4  # one for each decoder layer
 
 
+def test_layers_that_dynamo_skips_are_an_eager_fallback(load):
+    def mutate(model):
+        for layer in model.model.language_model.layers[1:]:
+            layer.forward = torch._dynamo.disable(layer.forward)
+
+    result = check(load("llava-tiny", mutate=mutate), examples=10)
+    assert {failure.kind for failure in result.failures} == {"eager-fallback"}
+    assert "layers.*" in result.failures[0].cause
+
+
+def test_layers_that_a_modality_passes_by_are_an_eager_fallback(load):
+    def mutate(model):
+        language_model = model.model.language_model
+        plain = share_weights(language_model)
+        compiled = language_model.forward
+
+        def forward(inputs_embeds, **kwargs):
+            serve = plain if inputs_embeds.shape[1] == 32 else compiled  # two images alone
+            return serve(inputs_embeds=inputs_embeds, **kwargs)
+
+        language_model.forward = forward
+
+    plan = Plan(
+        name="text",
+        batches=(
+            batch(Text(5)),
+            batch(Text(3), Text(6)),
+            batch(Text(1)),
+            batch(Text(4), Text(4)),
+            batch(Text(1), Text(1)),
+        ),
+    )
+    target = load("llava-tiny", mutate=mutate)
+    result = check(target, examples=60, warmup=plan)
+    assert {failure.kind for failure in result.failures} == {"eager-fallback"}
+
+
 def test_refusals_are_seen_in_another_thread(load):
     target = load("llava-tiny", recipe="decoder-layers")
     target.watcher.begin_step()
@@ -206,6 +243,20 @@ def test_writing_into_shared_weights_is_refused():
 
     with pytest.raises(UsageError, match="wrote into weights that both twins share"):
         load_target("llava-tiny", mutate=mutate)
+
+
+def test_writing_into_shared_weights_while_serving_is_refused(load):
+    def mutate(model):
+        serve = model.model.forward
+
+        def forward(*args, **inputs):
+            model.lm_head.weight.data[0, 0] += 1
+            return serve(*args, **inputs)
+
+        model.model.forward = forward
+
+    with pytest.raises(UsageError, match="while it served"):
+        check(load("llava-tiny", mutate=mutate), examples=2)
 
 
 def test_checksum_sees_one_bit_and_a_swap():

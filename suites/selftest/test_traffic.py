@@ -45,7 +45,19 @@ LLAVA = Envelope(
 )
 BUCKETS = msgspec.structs.replace(LLAVA, buckets=(16, 32), max_tokens=64, images=(0, 2))
 CONTEXTS = msgspec.structs.replace(QWEN, contexts=("inference_mode", "no_grad", "thread"))
-ENVELOPES = {"qwen": QWEN, "llava": LLAVA, "buckets": BUCKETS, "contexts": CONTEXTS}
+# Deployments with lower bounds: never a single row, an image in every request, …
+PAIRS = msgspec.structs.replace(QWEN, requests=(2, 3), tokens=(3, 12))
+WITH_IMAGE = msgspec.structs.replace(QWEN, images=(1, 3), items=(2, 5), padding=("right",))
+PICTURES = msgspec.structs.replace(QWEN, modalities=("image", "video"), max_tokens=120)
+ENVELOPES = {
+    "qwen": QWEN,
+    "llava": LLAVA,
+    "buckets": BUCKETS,
+    "contexts": CONTEXTS,
+    "pairs": PAIRS,
+    "with-image": WITH_IMAGE,
+    "pictures": PICTURES,
+}
 
 SESSION = session(
     batch([Text(5), Image(16, 24)], Text(9), seed=3, padding="right"),
@@ -311,6 +323,32 @@ def test_an_error_of_our_own_is_not_taken_for_a_finding():
     with pytest.raises(ZeroDivisionError):
         Search(QWEN).run(check, examples=RUN_LENGTH, seed=0)
 
+    state = {"failed": False}
+
+    def check_once(value: Session) -> None:
+        if len(value.batches) > 1 and not state["failed"]:
+            state["failed"] = True
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        Search(QWEN).run(check_once, examples=50, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("part", "reason"),
+    [
+        (batch(Text(5)), "1 requests are outside [2, 3]"),
+        (batch(Text(5), Text(2)), "Text(tokens=2): tokens must be from 3 to 12"),
+        (batch(Text(5), [Text(5)] * 6), "request 1: 6 items are outside [1, 5]"),
+        (batch(Text(5), [Image(8, 8)] * 4), "request 1: 4 images are outside [0, 3]"),
+        (batch(Text(5), Image(8, 9)), "sides must be multiples of 8 pixels from 8 to 48"),
+        (batch(Text(5), Video(7, 8, 8)), "frames must be from 1 to 6"),
+        (batch(Text(5), Text(5), context="grad"), "context 'grad' is not among"),
+    ],
+)
+def test_an_envelope_says_why_it_refuses(part: Batch, reason: str):
+    assert reason in (PAIRS.violation(part) or "")
+
 
 @given(strategies.sessions(QWEN))
 def test_simpler_sessions_stay_valid(value):
@@ -322,6 +360,10 @@ def test_simpler_sessions_stay_valid(value):
 @pytest.mark.parametrize("plan", NAMED_PLANS)
 def test_named_plans_fit_the_envelope_and_say_what_they_hold(name: str, plan: str):
     envelope = ENVELOPES[name]
+    if plan == "text-only" and not {"text-only"} & set(corners.allowed(envelope)):
+        with pytest.raises(UsageError, match="has no batch that this envelope accepts"):
+            named_plan(plan, envelope)
+        return
     batches = named_plan(plan, envelope).batches
     assert 5 <= len(batches) <= 9 * len(envelope.contexts)
     assert all(envelope.violation(part) is None for part in batches)

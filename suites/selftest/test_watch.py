@@ -191,6 +191,28 @@ def test_the_tolerance_is_the_one_documented():
         assert compare(output(other), output(logits), tolerance).passes is passes
 
 
+def test_large_logits_do_not_pass_for_want_of_range():
+    logits = torch.full((2, 3, 8), 1e20)
+    other = logits.clone()
+    other[1, 1, 0] = -1e20
+    assert not compare(output(other), output(logits), TOLERANCES["float32"]).passes
+
+
+def test_another_type_of_logits_is_an_error():
+    with pytest.raises(ValueError, match=r"torch.float64, eager ones torch.float32"):
+        compare(
+            output(torch.ones(2, 3, 8).double()), output(torch.ones(2, 3, 8)), TOLERANCES["float32"]
+        )
+
+
+def test_process_state_is_restored():
+    before = torch.get_float32_matmul_precision(), torch.is_grad_enabled()
+    with internals.preserving_state():
+        torch.set_float32_matmul_precision("medium")
+        torch.set_grad_enabled(not before[1])
+    assert (torch.get_float32_matmul_precision(), torch.is_grad_enabled()) == before
+
+
 def test_shapes_that_differ_are_an_error():
     with pytest.raises(ValueError, match=r"\[2, 3, 8\], eager ones \[2, 3, 9\]"):
         compare(output(torch.ones(2, 3, 8)), output(torch.ones(2, 3, 9)), TOLERANCES["float32"])

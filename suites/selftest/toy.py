@@ -113,3 +113,8 @@ def factory() -> ToyTarget:
 def broken_factory() -> object:
     """Returns something that is no target."""
     return object()
+
+
+def failing_recipe(parts: object, compile_module: object) -> None:
+    """A recipe with a fault of its own."""
+    raise ZeroDivisionError

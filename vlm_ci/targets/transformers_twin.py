@@ -79,10 +79,11 @@ class TransformersTwin:
         self._limit_before = internals.recompile_limit()
         self._eager: Any = source.build(device=device, dtype=dtype)
         self._compiled: Any = share_weights(self._eager)
+        self._checksum: int | None = None
         if mutate is not None:
-            before = checksum(self._eager)
+            self._checksum = checksum(self._eager)
             mutate(self._compiled)
-            if checksum(self._eager) != before:
+            if self.weights_changed():
                 raise UsageError(
                     "mutate wrote into weights that both twins share, so that the eager baseline "
                     "changed too: replace the parameter (module.weight = nn.Parameter(...)) "
@@ -163,6 +164,10 @@ class TransformersTwin:
             forward_seconds=self._forward_seconds,
         )
 
+    def weights_changed(self) -> bool:
+        """Whether shared weights were written into since loading; looks only after ``mutate``."""
+        return self._checksum is not None and checksum(self._eager) != self._checksum
+
     def reset(self) -> None:
         """Forget everything that was compiled and start to watch anew."""
         self.watcher.stop()
@@ -210,6 +215,6 @@ def checksum(model: torch.nn.Module) -> int:
     """Return a checksum over the bits of all parameters."""
     total = 0
     for parameter in model.parameters():
-        bits = parameter.detach().contiguous().view(torch.uint8).cpu().numpy()
+        bits = parameter.detach().reshape(-1).view(torch.uint8).cpu().numpy()
         total = zlib.crc32(bits.data, total)
     return total
