@@ -55,7 +55,7 @@ def test_bugs_as_text_and_json(capsys):
 
 
 PLAN = '{"batches": [{"requests": [{"items": [{"kind": "text", "tokens": 0}]}]}]}'
-SEED = '{"batches": [{"requests": [{"items": [{"kind": "text", "tokens": 1}]}], "seed": 100000000000000}]}'
+SEED = PLAN.replace('"tokens": 0}]}]', f'"tokens": 1}}]}}], "seed": {10**14}')
 OUTSIDE = '{"batches": [{"requests": [{"items": [{"kind": "text", "tokens": 5000}]}]}]}'
 
 BAD = {
