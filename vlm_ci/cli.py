@@ -94,7 +94,6 @@ def _pytest(
     import vlm_ci.plugin as plugin
 
     carrier = plugin.Carrier(progress)
-    plugins: list[Any] = [carrier]
     args = [
         f"{suites}/recompile",
         "-c",
@@ -112,7 +111,7 @@ def _pytest(
     ]
     installed = any(entry.name == "vlm_ci" for entry in entry_points(group="pytest11"))
     if not installed or os.environ.get("PYTEST_DISABLE_PLUGIN_AUTOLOAD"):
-        plugins.append(plugin)
+        args += ["-p", plugin.__name__]  # reaches the workers of xdist too
     for option in OPTIONS:
         value = given.get(option.field)
         if option.kind is bool:
@@ -121,7 +120,7 @@ def _pytest(
             args.append(f"--vlm-{option.name}={value}")
     # A user's own PYTEST_ADDOPTS are meant for their tests, and would change what runs here.
     os.environ.pop("PYTEST_ADDOPTS", None)
-    code = int(pytest.main([*args, *extra], plugins=plugins))
+    code = int(pytest.main([*args, *extra], plugins=[carrier]))
     verdicts = {result.verdict for result in carrier.results}
     if code == CLEAN and not verdicts and not result_file.exists():
         return NOTHING_RAN
