@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vlm_ci.errors import UsageError
+from vlm_ci.settings import Settings
 from vlm_ci.warmup import Plan, find_plan
 
 if TYPE_CHECKING:
     from vlm_ci.checker import Progress
     from vlm_ci.result import Result
-    from vlm_ci.settings import Settings
     from vlm_ci.targets.protocol import Target
     from vlm_ci.traffic.envelope import Envelope
 
@@ -117,6 +117,30 @@ def run(settings: Settings, target: Target, progress: Progress | None = None) ->
     if settings.bug is not None:
         checker.result.options["bug"] = settings.bug
         checker.result.options["repaired"] = settings.repaired
+    checker.result.warnings += _ignored(settings)
     checker.run()
     artifacts.write(checker.result, checker.watcher.run_events, settings.out)
     return checker.result
+
+
+def _ignored(settings: Settings) -> list[str]:
+    """Say which options do not reach a target that brings its own model."""
+    from vlm_ci.targets.loading import is_factory
+
+    if not is_factory(settings.target):
+        return []
+    options = (
+        "recipe",
+        "backend",
+        "device",
+        "dtype",
+        "dynamic",
+        "mode",
+        "fullgraph",
+        "recompile_limit",
+    )
+    given = [name for name in options if getattr(settings, name) != getattr(Settings(), name)]
+    return [
+        f"--{name.replace('_', '-')} does not apply to {settings.target}, a target of your own"
+        for name in given
+    ]

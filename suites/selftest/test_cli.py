@@ -173,11 +173,14 @@ def test_a_clean_run_of_a_factory_target(tmp_path: Path):
         "20",
         "--out",
         "out",
+        "--dtype",
+        "bfloat16",
         cwd=tmp_path,
         PYTHONPATH=TOY_PATH,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "verdict        clean, results in out" in done.stdout
+    assert "warning        --dtype does not apply to toy:factory" in done.stdout
     assert "loading torch and transformers" in done.stderr
     assert "vlm-ci: strict 1/20" in done.stderr
     result = json.loads((tmp_path / "out/result.json").read_text())
