@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test lint install clean
+.PHONY: run test lint wheel install clean
 
 run: install ## check the tiny Qwen3-VL on the CPU
 	$(BIN)/vlm-ci run --target qwen3-vl-tiny --recipe decoder-layers --backend eager
@@ -17,6 +17,9 @@ lint: install ## what pre-commit runs, and types and layers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+wheel: install ## dist/vlm_ci-VERSION-py3-none-any.whl, for other projects
+	$(BIN)/python -m build --wheel --no-isolation -o dist
 
 install: $(STAMP)
 

@@ -3,14 +3,11 @@
 import pytest
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Load the plugin where autoload is off, or where the project is not installed."""
-    manager = config.pluginmanager
-    if not manager.has_plugin("vlm_ci") and not manager.has_plugin("vlm_ci.plugin"):
-        raise pytest.UsageError(
-            "the vlm_ci plugin is not loaded: install the project (make install), or pass -p "
-            "vlm_ci.plugin"
-        )
+def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Load the plugin where autoload is off or the project is not installed, unless -p no: is."""
+    names = ("vlm_ci", "vlm_ci.plugin")
+    if not any(pluginmanager.has_plugin(name) or pluginmanager.is_blocked(name) for name in names):
+        pluginmanager.import_plugin("vlm_ci.plugin")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from vlm_ci.checker import check
     from vlm_ci.errors import UsageError
     from vlm_ci.failures import Failure
+    from vlm_ci.families.base import Encoded, Family, Parts
     from vlm_ci.result import Result
     from vlm_ci.targets.loading import load_target
-    from vlm_ci.targets.protocol import Capabilities, Output, Stats, Target
+    from vlm_ci.targets.models import Model
+    from vlm_ci.targets.protocol import Capabilities, Output, Stats, Target, TargetInfo
     from vlm_ci.traffic.envelope import Envelope, Geometry
     from vlm_ci.traffic.spec import Batch, Image, Request, Session, Text, Video, batch, session
     from vlm_ci.warmup import Plan, named_plan
@@ -24,9 +26,11 @@ _HOMES = {
     "vlm_ci.checker": ("check",),
     "vlm_ci.errors": ("UsageError",),
     "vlm_ci.failures": ("Failure",),
+    "vlm_ci.families.base": ("Encoded", "Family", "Parts"),
     "vlm_ci.result": ("Result",),
     "vlm_ci.targets.loading": ("load_target",),
-    "vlm_ci.targets.protocol": ("Capabilities", "Output", "Stats", "Target"),
+    "vlm_ci.targets.models": ("Model",),
+    "vlm_ci.targets.protocol": ("Capabilities", "Output", "Stats", "Target", "TargetInfo"),
     "vlm_ci.traffic.envelope": ("Envelope", "Geometry"),
     "vlm_ci.traffic.spec": (
         "Batch",
@@ -45,17 +49,22 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "Batch",
     "Capabilities",
+    "Encoded",
     "Envelope",
     "Failure",
+    "Family",
     "Geometry",
     "Image",
+    "Model",
     "Output",
+    "Parts",
     "Plan",
     "Request",
     "Result",
     "Session",
     "Stats",
     "Target",
+    "TargetInfo",
     "Text",
     "UsageError",
     "Video",

@@ -1,38 +1,37 @@
-"""What a run leaves on disk: result.json, and a folder for each failure."""
+"""What a run leaves on disk, written as it goes: result.json, and a folder for each failure.
+
+Every file is written beside its place and moved there, so that a run that is killed leaves whole
+files: whatever it had found is readable.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tempfile
+import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from vlm_ci.errors import UsageError
-from vlm_ci.failures import Failure, render
+from vlm_ci.evidence import FailureFile
+from vlm_ci.failures import Failure, identity, render
+from vlm_ci.result import Result
 from vlm_ci.traffic.files import pretty
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from vlm_ci.result import Result
+    from vlm_ci.traffic.envelope import Envelope
+    from vlm_ci.traffic.spec import Batch, Session
     from vlm_ci.watch.events import Event
 
-FAILURE_SCHEMA = "vlm-ci/failure/1"
-
-
-class FailureFile(msgspec.Struct, frozen=True, kw_only=True):
-    """One failure with what it takes to run it again."""
-
-    schema: str = FAILURE_SCHEMA
-    target: str
-    recipe: str
-    backend: str
-    options: dict[str, Any]
-    warmup: str
-    failure: Failure
+RESULT = "result.json"
+SERVING = "serving.json"
+INTERVAL = 1.0  # seconds between two writes of result.json while nothing new is found
 
 
 def prepare(out: Path) -> None:
@@ -42,7 +41,7 @@ def prepare(out: Path) -> None:
         UsageError: the folder cannot be made or written to, or holds a folder ``failures`` that no
             run of ours left there.
     """
-    failures, result = out / "failures", out / "result.json"
+    failures, result = out / "failures", out / RESULT
     if failures.exists() and not _is_ours(result):
         raise UsageError(
             f"{failures} was not left by an earlier run: name another folder with --out"
@@ -54,6 +53,7 @@ def prepare(out: Path) -> None:
         if failures.exists():
             shutil.rmtree(failures)
         result.unlink(missing_ok=True)
+        (out / SERVING).unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(f"cannot write results to {out}: {error.strerror or error}") from None
 
@@ -65,43 +65,137 @@ def _is_ours(result: Path) -> bool:
         return False
 
 
-def write(result: Result, events: Sequence[Event], out: Path) -> None:
-    """Write ``out/result.json`` and ``out/failures/NAME/`` for each failure.
+class ResultsFolder:
+    """The folder ``out`` of one run: result.json, failures/NAME/, and what is being served.
 
-    Each failure's ``path`` is set to its folder.
+    ``evidence`` holds what every failure file says of the run: everything but its failure. The
+    folder of a failure keeps its name while shrinking makes the failure smaller.
     """
-    folder = out / "failures"
-    failures = []
-    for index, failure in enumerate(result.failures, start=1):
-        name = f"{index:02d}-{failure.kind}-{_slug(failure.cause)}"
-        placed = msgspec.structs.replace(failure, path=f"failures/{name}")
-        _write_failure(folder / name, placed, result, events)
-        failures.append(placed)
-    result.failures = failures
-    (out / "result.json").write_bytes(pretty(result))
 
+    def __init__(self, out: Path, evidence: FailureFile) -> None:
+        self.out = out
+        self._evidence = evidence
+        self._names: dict[str, str] = {}
+        self._written: dict[str, Failure] = {}
+        self._last = float("-inf")
 
-def _write_failure(folder: Path, failure: Failure, result: Result, events: Sequence[Event]) -> None:
-    folder.mkdir(parents=True)
-    (folder / "failure.json").write_bytes(
-        pretty(
-            FailureFile(
-                target=result.target,
-                recipe=result.recipe,
-                backend=result.backend,
-                options=result.options,
-                warmup=result.warmup.plan,
-                failure=failure,
-            )
+    def save(
+        self,
+        result: Result,
+        failures: Sequence[Failure],
+        events: Sequence[Event],
+        *,
+        final: bool = False,
+    ) -> None:
+        """Write what is new among the failures, then result.json with all of them.
+
+        Nothing is written where no failure is new and the last write is less than ``INTERVAL``
+        seconds old; the final call always writes, and adds each failure's events.
+        """
+        placed = [self._place(failure) for failure in failures]
+        new = [failure for failure in placed if self._written.get(identity(failure)) != failure]
+        now = time.monotonic()
+        if not (new or final or now - self._last >= INTERVAL):
+            return
+        self._last = now
+        for failure in placed if final else new:
+            self._write_failure(failure, events if final else events[-200:])
+        _write(self.out / RESULT, pretty(msgspec.structs.replace(result, failures=placed)))
+        if final:
+            result.failures = placed
+            (self.out / SERVING).unlink(missing_ok=True)
+
+    def add(self, result: Result, failure: Failure) -> None:
+        """Add a failure to a result that was read from this folder, and leave the others alone."""
+        for known in result.failures:
+            self._names[identity(known)] = known.path.removeprefix("failures/")
+            self._written[identity(known)] = known
+        result.failures = [*result.failures, self._place(failure)]
+        self.save(result, result.failures, [])
+        (self.out / SERVING).unlink(missing_ok=True)
+
+    def serving(self, session: Session) -> None:
+        """Keep the session that is about to be served: what a process that dies leaves behind."""
+        failure = Failure(
+            kind="crash",
+            cause="the process ended while it served this session",
+            advice="replay it; if it ends the process again, the last batch is the one",
+            key="the process ended",
+            traffic=session,
         )
+        content = msgspec.structs.replace(self._evidence, failure=failure)
+        # On one line: it is written before every session.
+        _write(self.out / SERVING, msgspec.json.encode(content))
+
+    def _place(self, failure: Failure) -> Failure:
+        name = self._names.setdefault(
+            identity(failure),
+            f"{len(self._names) + 1:02d}-{failure.kind}-{_slug(failure.cause)}",
+        )
+        return msgspec.structs.replace(failure, path=f"failures/{name}")
+
+    def _write_failure(self, failure: Failure, events: Sequence[Event]) -> None:
+        folder = self.out / failure.path
+        folder.mkdir(parents=True, exist_ok=True)
+        file = msgspec.structs.replace(self._evidence, failure=failure)
+        _write(folder / "failure.json", pretty(file))
+        if failure.traffic is not None:
+            _write(folder / "traffic.json", pretty(failure.traffic))
+        _write(folder / "environment.json", pretty(file.environment))
+        _write(
+            folder / "events.jsonl",
+            b"".join(msgspec.json.encode(event) + b"\n" for event in events),
+        )
+        geometry = file.envelope.geometry if file.envelope is not None else None
+        text = render(failure, out=str(self.out), geometry=geometry, replayable=file.loadable)
+        _write(folder / "evidence.txt", (text + "\n").encode())
+        self._written[identity(failure)] = failure
+
+
+def salvage(out: Path, test: str) -> Result | None:
+    """Finish what a process left that died while it ran a test: its last session is a crash.
+
+    Returns None where the folder holds no such run.
+    """
+    try:
+        result = msgspec.json.decode((out / RESULT).read_bytes(), type=Result)
+        last = msgspec.json.decode((out / SERVING).read_bytes(), type=FailureFile)
+    except (OSError, msgspec.DecodeError):
+        return None
+    if result.verdict != "incomplete" or result.test != test or last.failure is None:
+        return None
+    result.verdict = "failed"
+    folder = ResultsFolder(out, msgspec.structs.replace(last, failure=None))
+    folder.add(result, last.failure)
+    return result
+
+
+def evidence_of(
+    result: Result, *, plan: tuple[Batch, ...], envelope: Envelope, test: str, loadable: bool
+) -> FailureFile:
+    """Return what the failure files of a run have in common."""
+    options: dict[str, Any] = dict(result.options)
+    return FailureFile(
+        test=test,
+        target=result.target,
+        loadable=loadable,
+        recipe=result.recipe,
+        backend=result.backend,
+        options=options,
+        environment=result.environment,
+        seed=result.seed,
+        warmup=result.warmup.plan,
+        plan=plan,
+        envelope=envelope,
+        failure=None,
     )
-    if failure.traffic is not None:
-        (folder / "traffic.json").write_bytes(pretty(failure.traffic))
-    (folder / "environment.json").write_bytes(pretty(result.environment))
-    (folder / "events.jsonl").write_bytes(
-        b"".join(msgspec.json.encode(event) + b"\n" for event in events)
-    )
-    (folder / "evidence.txt").write_text(render(failure) + "\n", encoding="utf-8")
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_bytes(content)
+    beside.replace(path)
 
 
 def _slug(text: str) -> str:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from vlm_ci import causes, environment
 from vlm_ci.errors import UsageError, check_int
 from vlm_ci.failures import Failure, Finding, finding
+from vlm_ci.listeners import Journal, Progress, Silent
 from vlm_ci.parity.canary import apply_canary
 from vlm_ci.parity.comparison import TOLERANCES
-from vlm_ci.result import Regions, Result, verdict
-from vlm_ci.strict import StrictRunner
+from vlm_ci.result import Regions, Result, Warmup, verdict
+from vlm_ci.strict import Step, StrictRunner
+from vlm_ci.targets.answers import checked
 from vlm_ci.targets.protocol import Target, TargetInfo
 from vlm_ci.traffic import corners
 from vlm_ci.traffic.spec import Batch, Image, Session, Video
@@ -23,40 +26,29 @@ from vlm_ci.watch import internals
 from vlm_ci.watch.watcher import Watcher
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from vlm_ci.memory import Memory
+    from vlm_ci.search import Search
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckSettings:
-    """How much to try, after which warm-up. ``examples`` counts sessions."""
+    """How much to try, after which warm-up. ``examples`` counts sessions.
+
+    ``corpus`` is tried before anything is generated, and before it what ``memory`` holds of
+    earlier runs; ``target`` is the name by which the user called the target.
+    """
 
     plan: Plan
     examples: int = 100
     seed: int = 0
     max_rounds: int = MAX_ROUNDS
     command: str = "run"
-
-
-class Progress(Protocol):
-    """Hears how a run goes on; the default says nothing."""
-
-    def warming(self, round_number: int, index: int, total: int) -> None:
-        """A warm-up batch begins: the round from 1, the batch's index, batches in a round."""
-        ...
-
-    def searching(self, sessions: int, examples: int, batches: int, failing: int) -> None:
-        """A session is over; shrinking may run more sessions than ``examples``."""
-        ...
-
-
-class Silent:
-    """Says nothing."""
-
-    def warming(self, round_number: int, index: int, total: int) -> None:
-        """Say nothing."""
-
-    def searching(self, sessions: int, examples: int, batches: int, failing: int) -> None:
-        """Say nothing."""
+    corpus: tuple[Session, ...] = ()
+    memory: Memory | None = None
+    target: str | None = None
 
 
 def check(
@@ -85,6 +77,7 @@ def check(
             check_int(name, value, minimum=minimum)
         except ValueError as error:
             raise UsageError(str(error)) from None
+    target = checked(target)
     settings = CheckSettings(
         examples=examples,
         seed=seed,
@@ -96,23 +89,58 @@ def check(
     return checker.result
 
 
-class Checker:
-    """One run over one target; ``result`` is valid at any moment."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warmed:
+    """A warm-up that held: a later run over the same target need not repeat it."""
 
-    def __init__(self, target: Target, settings: CheckSettings, progress: Progress) -> None:
-        self.target = target
+    report: WarmupReport
+    record: Warmup
+    counts: tuple[Any, ...]
+
+    def holds(self, target: Target, plan: Plan) -> bool:
+        """Whether the target is still as this plan left it: nothing was compiled since."""
+        return plan.batches == self.report.plan.batches and self.counts == _counts(target)
+
+
+def _counts(target: Target) -> tuple[Any, ...]:
+    stats = target.stats()
+    watcher = getattr(target, "watcher", None)
+    seen = watcher.count("compile") if isinstance(watcher, Watcher) else None
+    return (stats.compiles, stats.graphs, stats.captures, seen)
+
+
+class Checker:
+    """One run over one target; ``result`` is valid at any moment.
+
+    ``warmed`` is the warm-up of an earlier run that still holds; afterwards it is this run's own,
+    or None where it did not hold.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        settings: CheckSettings,
+        progress: Progress,
+        *,
+        journal: Journal | None = None,
+        warmed: Warmed | None = None,
+    ) -> None:
+        self.target: Target = checked(target)
         self.settings = settings
         self.progress = progress
+        self.warmed = warmed
+        self.journal = journal or Silent()
+        self._search: Search | None = None
         self._own_watcher = not isinstance(getattr(target, "watcher", None), Watcher)
         info = getattr(target, "info", None) or TargetInfo(
             name=target.name, recipe="", backend="", device="cpu", dtype="float32"
         )
         self.result = Result(
             command=settings.command,
-            target=info.name,
+            target=settings.target or info.name,
             recipe=info.recipe,
             backend=info.backend,
-            options={"dtype": info.dtype, **info.options},
+            options={"device": info.device, "dtype": info.dtype, **info.options},
             environment=environment.describe(info.device),
             seed=settings.seed,
             warnings=environment.version_warnings(),
@@ -131,15 +159,41 @@ class Checker:
 
     def run(self) -> None:
         """Warm up, apply the canary, search; fills ``result``."""
+        self._run(self._explore)
+
+    def replay(self, session: Session | None, on_step: Callable[[Step], None]) -> None:
+        """Warm up, apply the canary, and serve one session; ``on_step`` hears of each batch."""
+
+        def serve(runner: StrictRunner) -> None:
+            runner.on_step = on_step
+            self.watcher.sign_all = True
+            try:
+                if session is not None:
+                    runner.run_session(session)
+            except Finding as found:
+                self.result.failures.append(found.failure)
+            finally:
+                self.watcher.sign_all = False
+            if session is not None and not runner.called and not self.result.failures:
+                self.result.failures.append(causes.never_called(self.result.recipe))
+
+        self._run(serve)
+
+    def _run(self, judge: Callable[[StrictRunner], None]) -> None:
         interrupted = complete = False
         self.watcher.begin_run()
         if self._own_watcher:
             self._watcher.start()
+        self._save()
         try:
             warmed = self._warm_up()
+            self._save()
             if warmed is not None:
                 self._apply_canary()
-                self._search(
+                self._save()
+                self.watcher.begin("strict")
+                self.result.strict.refusing = self.target.capabilities.in_process
+                judge(
                     StrictRunner(
                         self.target,
                         self.watcher,
@@ -161,9 +215,19 @@ class Checker:
                 self._watcher.stop()
             self._close_books()
             self.result.verdict = verdict(self.result, complete=complete, interrupted=interrupted)
+            self._save(final=True)
+
+    def _save(self, *, final: bool = False) -> None:
+        found = list(self.result.failures)
+        if self._search is not None and not final:
+            found += self._search.best.values()
+        self.journal.save(self.result, found, self.watcher.run_events, final=final)
 
     def _warm_up(self) -> WarmupReport | None:
         """Run the plan; None where it failed, so that there is nothing to be strict about."""
+        if self.warmed is not None:
+            self.result.warmup = msgspec.structs.replace(self.warmed.record, reused=True)
+            return self.warmed.report
         plan = self.settings.plan
         watcher, result = self.watcher, self.result.warmup
         watcher.begin("warmup")
@@ -172,6 +236,7 @@ class Checker:
         def run(batch: Batch) -> tuple[int, int | None]:
             before, compiles = self.target.stats(), watcher.count("compile")
             watcher.begin_step()
+            self.journal.serving(Session((batch,)))
             try:
                 self.target.warm_up(batch)
             except Exception as error:
@@ -184,6 +249,7 @@ class Checker:
             return compiled, increase(before.regions, after.regions)
 
         report = WarmupReport(plan=plan)
+        compiles_before = self.target.stats().compiles
         try:
             run_rounds(
                 report,
@@ -200,6 +266,8 @@ class Checker:
         finally:
             counts = watcher.counts("warmup")
             result.compiles, result.graphs = counts["compile"], counts["graph"]
+            if not self.target.capabilities.in_process:
+                result.compiles = increase(compiles_before, self.target.stats().compiles) or 0
             result.graph_breaks = internals.graph_breaks()
             result.rounds, result.seconds = report.rounds, report.seconds
             result.converged = report.converged
@@ -207,6 +275,8 @@ class Checker:
         if not report.converged:
             self.result.failures.append(causes.endless_warmup(report))
             return None
+        if not self.result.failures:
+            self.warmed = Warmed(report=report, record=result, counts=_counts(self.target))
         return report
 
     def _judge_limits(self, plan: Plan) -> None:
@@ -228,39 +298,57 @@ class Checker:
         for outcome in apply_canary(self.target, self._tolerance):  # type: ignore[arg-type]
             canary.applied += 1
             canary.moved += outcome.shows
-            canary.changes[outcome.modality] = outcome.largest_change
+            change = outcome.largest_change
+            canary.changes[outcome.modality] = change if math.isfinite(change) else None
             if not outcome.shows:
                 self.result.failures.append(causes.blind(outcome))
 
-    def _search(self, runner: StrictRunner) -> None:
+    def _explore(self, runner: StrictRunner) -> None:
         from vlm_ci.search import Search
 
-        search = Search(self.target.envelope)
+        settings = self.settings
+        search = self._search = Search(envelope=self.target.envelope, on_found=self._save)
         strict, traffic = self.result.strict, self.result.traffic
         traffic.corners = dict.fromkeys(corners.allowed(self.target.envelope), 0)
-        self.watcher.begin("strict")
-        strict.refusing = self.target.capabilities.in_process
+        recorded = [*(settings.memory.sessions() if settings.memory else ()), *settings.corpus]
+        accepted = [
+            session
+            for session in dict.fromkeys(recorded)
+            if not any(map(self.target.envelope.violation, session.batches))
+        ]
+        traffic.corpus = len(accepted)
+        traffic.corpus_outside = len(set(recorded)) - len(accepted)
         strict.started, started = time.time(), time.perf_counter()
-        forward = self.target.stats().forward_seconds
+        at_start = self.target.stats()
+        forward = at_start.forward_seconds
+        left = len(accepted)  # sessions of the corpus come first, and are no examples
 
         def check_session(session: Session) -> None:
-            if not search.best:  # from the first failure on, Hypothesis shrinks
-                self._count(session)
+            nonlocal left
+            if left or not search.best:  # from the first failure on, Hypothesis shrinks
+                self._count(session, example=not left)
+            left = max(left - 1, 0)
+            self.journal.serving(session)
             runner.run_session(session)
+            self._save()
             self.progress.searching(
                 self.result.traffic.examples,
-                self.settings.examples,
+                settings.examples,
                 strict.batches,
                 len(search.best),
             )
 
         try:
-            search.run(check_session, examples=self.settings.examples, seed=self.settings.seed)
+            search.run(
+                check_session, examples=settings.examples, seed=settings.seed, corpus=accepted
+            )
         finally:
             strict.seconds = time.perf_counter() - started
-            now = self.target.stats().forward_seconds
-            if forward is not None and now is not None:
-                strict.forward_seconds = now - forward
+            at_end = self.target.stats()
+            if forward is not None and at_end.forward_seconds is not None:
+                strict.forward_seconds = at_end.forward_seconds - forward
+            if not self.target.capabilities.in_process:
+                strict.compiles = increase(at_start.compiles, at_end.compiles) or 0
             if runner.regions:
                 strict.regions_per_step = Regions(
                     least=min(runner.regions),
@@ -268,12 +356,15 @@ class Checker:
                     most=max(runner.regions),
                 )
             self.result.failures += [_noted(f, search.flaky) for f in search.best.values()]
+            if settings.memory is not None:
+                failed = [failure.traffic for failure in search.best.values() if failure.traffic]
+                settings.memory.update(passed=search.passed, failed=failed)
         if not runner.called and not self.result.failures:
             self.result.failures.append(causes.never_called(self.result.recipe))
 
-    def _count(self, session: Session) -> None:
+    def _count(self, session: Session, *, example: bool) -> None:
         traffic = self.result.traffic
-        traffic.examples += 1
+        traffic.examples += example
         for batch in session.batches:
             traffic.batches += 1
             traffic.requests += len(batch.requests)
@@ -285,7 +376,8 @@ class Checker:
 
     def _close_books(self) -> None:
         counts, strict = self.watcher.counts("strict"), self.result.strict
-        strict.compiles, strict.refusals = counts["compile"], counts["refusal"]
+        strict.compiles += counts["compile"]
+        strict.refusals = counts["refusal"]
         if str(self.result.environment["device"]).startswith("cuda"):
             strict.graph_captures = counts["graph-capture"]
         missed = [name for name, count in self.result.traffic.corners.items() if not count]

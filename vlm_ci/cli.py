@@ -4,18 +4,19 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from vlm_ci.errors import UsageError
-from vlm_ci.settings import OPTIONS, Settings
+from vlm_ci.options import DEFAULT_CORPUS, DEFAULT_OUT, OPTIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Iterable, Sequence
+
+    from vlm_ci.options import Option
 
 CLEAN, FOUND, INTERRUPTED, OWN_ERROR, BAD_INPUT, NOTHING_RAN = range(6)
 
@@ -43,57 +44,64 @@ def cli() -> None:
     """
 
 
-def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in reversed(OPTIONS):
-        if option.kind is bool:
-            decorate = click.option(f"--{option.name}", is_flag=True, help=option.help)
-        else:
-            decorate = click.option(
-                f"--{option.name}", type=option.kind, metavar=option.metavar, help=option.help
-            )
-        command = decorate(command)
-    return command
+def _options(options: Iterable[Option]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(list(options)):
+            if option.kind is bool:
+                names = f"--{option.name}/--no-{option.name}"
+                decorate = click.option(names, default=None, help=option.help)
+            else:
+                decorate = click.option(
+                    f"--{option.name}", type=option.kind, metavar=option.metavar, help=option.help
+                )
+            command = decorate(command)
+        return command
+
+    return add
 
 
-@cli.command(context_settings={"ignore_unknown_options": False})
-@_run_options
+@cli.command()
+@_options(OPTIONS)
 @click.argument("pytest_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- PYTEST_ARGS]")
 def run(pytest_args: tuple[str, ...], **given: Any) -> None:
     """Check a target: warm up, then one strict exploration judged for recompiles and parity.
 
     Runs the recompile suite through pytest; what follows -- goes to pytest.
     """
+    from vlm_ci.settings import Settings
+
     settings = Settings.from_mapping(given)
     from vlm_ci import artifacts, locations, runner
     from vlm_ci.report.progress import TerminalProgress
 
+    signal.signal(signal.SIGTERM, _interrupt)
     # pytest captures the terminal's descriptors; the progress line needs one of its own.
     with os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding="utf-8") as stream:
         progress = TerminalProgress(stream)
         try:
             progress.note("loading torch and transformers")
-            runner.prepare(settings)
+            for name in settings.targets:
+                runner.prepare(settings.for_target(name))
             artifacts.prepare(settings.out)
-            code = _pytest(
-                given, pytest_args, progress, str(locations.suites()), settings.out / "result.json"
-            )
+            code = _pytest(given, pytest_args, progress, str(locations.suites()))
         finally:
             progress.close()
     raise SystemExit(code)
 
 
-def _pytest(
-    given: dict[str, Any],
-    extra: Sequence[str],
-    progress: Any,
-    suites: str,
-    result_file: Path,
-) -> int:
+def _interrupt(number: int, frame: object) -> None:
+    """End as Ctrl-C does, so that what was found is kept: a cancelled CI job sends SIGTERM."""
+    raise KeyboardInterrupt
+
+
+def _pytest(given: dict[str, Any], extra: Sequence[str], progress: Any, suites: str) -> int:
+    from importlib.metadata import entry_points
+
     import pytest
 
-    import vlm_ci.plugin as plugin
+    from vlm_ci.plugin.carrier import Carrier
 
-    carrier = plugin.Carrier(progress)
+    carrier = Carrier(progress)
     args = [
         f"{suites}/recompile",
         "-c",
@@ -111,24 +119,79 @@ def _pytest(
     ]
     installed = any(entry.name == "vlm_ci" for entry in entry_points(group="pytest11"))
     if not installed or os.environ.get("PYTEST_DISABLE_PLUGIN_AUTOLOAD"):
-        args += ["-p", plugin.__name__]  # reaches the workers of xdist too
+        args += ["-p", "vlm_ci.plugin"]  # reaches the workers of xdist too
     for option in OPTIONS:
         value = given.get(option.field)
-        if option.kind is bool:
-            args += [f"--vlm-{option.name}"] if value else []
+        if option.kind is bool and value is not None:
+            args.append(f"--vlm-{option.name}" if value else f"--no-vlm-{option.name}")
         elif value is not None:
             args.append(f"--vlm-{option.name}={value}")
     # A user's own PYTEST_ADDOPTS are meant for their tests, and would change what runs here.
     os.environ.pop("PYTEST_ADDOPTS", None)
     code = int(pytest.main([*args, *extra], plugins=[carrier]))
     verdicts = {result.verdict for result in carrier.results}
-    if code == CLEAN and not verdicts and not result_file.exists():
+    if code == CLEAN and not verdicts:
         return NOTHING_RAN
-    if code == FOUND and verdicts == {"incomplete"}:
-        return NOTHING_RAN
-    if code == FOUND and (verdicts == {"clean"} or not (verdicts or result_file.exists())):
-        return OWN_ERROR  # a test failed for a reason that is no verdict
-    return code
+    if code == FOUND and verdicts and verdicts <= {"clean", "incomplete"}:
+        # A test failed for a reason that is no verdict, or a run did not come to its end.
+        return NOTHING_RAN if "incomplete" in verdicts else OWN_ERROR
+    return OWN_ERROR if code == FOUND and not verdicts else code
+
+
+_OF_A_SEARCH = ("examples", "profile", "seed", "database", "corpus", "out")
+_REPLAYED = [option for option in OPTIONS if option.field not in _OF_A_SEARCH]
+
+
+@cli.command()
+@click.argument("failure")
+@click.option(
+    "--keep", is_flag=True, help="put its traffic into the corpus, which every run tries first"
+)
+@click.option("--corpus", metavar="DIR", help=f"the corpus (default {DEFAULT_CORPUS})")
+@click.option(
+    "--out", metavar="DIR", default=DEFAULT_OUT, help="the results to look a node id up in"
+)
+@_options(_REPLAYED)
+def replay(failure: str, keep: bool, corpus: str | None, out: str, **given: Any) -> None:
+    """Run one recorded failure again, verbosely.
+
+    FAILURE is a failure's folder or file, a folder of results, a traffic file, or the node id of a
+    test, which is looked up in --out. The recorded target, options, plan and envelope hold; what
+    is given here wins over them. Exit code 0: it is fixed; 1: it still fails.
+    """
+    from pathlib import Path
+
+    from vlm_ci import replay as replaying
+
+    code = replaying.replay(
+        failure,
+        given,
+        results=Path(out),
+        corpus=Path(corpus) if corpus else None,
+        keep=keep,
+        say=click.echo,
+    )
+    raise SystemExit(code)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="as JSON")
+@click.option("--thorough", is_flag=True, help="also compile with Inductor, which takes longer")
+@click.option("--out", metavar="DIR", default=DEFAULT_OUT, help="the folder for results to look at")
+def doctor(as_json: bool, thorough: bool, out: str) -> None:
+    """Say what this machine has, which observers work, and what to do about the rest."""
+    from pathlib import Path
+
+    from vlm_ci import doctor as checks
+
+    report = checks.report(Path(out), thorough=thorough)
+    if as_json:
+        from vlm_ci.traffic.files import pretty
+
+        click.echo(pretty(report).decode(), nl=False)
+    else:
+        click.echo(checks.render(report), nl=False)
+    raise SystemExit(CLEAN if report.ok else FOUND)
 
 
 @cli.command()

@@ -6,12 +6,18 @@ cause, one cause would hide the others. ``render`` is the only function that wor
 
 from __future__ import annotations
 
+import re
+import shlex
 import textwrap
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from vlm_ci.traffic import drawing
 from vlm_ci.traffic.spec import Session
+
+if TYPE_CHECKING:
+    from vlm_ci.traffic.envelope import Geometry
 
 KINDS = (
     "recompile",
@@ -36,9 +42,10 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     """One root cause and the smallest session that shows it.
 
     ``key`` identifies the cause whatever the sizes; ``difference`` lists the aspects in which the
-    refused call differs from the nearest warm-up call (path, aspect, warm, now); ``location`` is
-    the worst request, token and modality of a mismatch; ``path`` is the failure's folder, relative
-    to the result file.
+    refused call differs from the nearest warm-up call (path, aspect, warm, now); ``call`` shows
+    all arguments of both calls side by side (path, now, warm); ``location`` is the worst request,
+    token and modality of a mismatch; ``path`` is the failure's folder, relative to the result
+    file.
     """
 
     kind: str
@@ -48,6 +55,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     frame: str = ""
     guards: tuple[str, ...] = ()
     difference: tuple[dict[str, str], ...] = ()
+    call: tuple[dict[str, str], ...] = ()
     location: dict[str, Any] | None = None
     traffic: Session | None = None
     note: str = ""
@@ -56,6 +64,11 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"unknown failure kind {self.kind!r}")
+
+
+def identity(failure: Failure) -> str:
+    """Return what tells this cause from every other one."""
+    return f"{failure.kind}: {failure.key}"
 
 
 class Finding(Exception):
@@ -69,7 +82,7 @@ _classes: dict[str, type[Finding]] = {}
 
 def finding(failure: Failure) -> Finding:
     """Wrap a failure in an exception whose class belongs to its cause alone."""
-    key = f"{failure.kind}: {failure.key}"
+    key = identity(failure)
     if key not in _classes:
         _classes[key] = type("Finding", (Finding,), {"__qualname__": f"Finding[{key}]"})
     error = _classes[key](headline(failure))
@@ -82,35 +95,81 @@ def headline(failure: Failure) -> str:
     return f"{failure.kind}: {failure.cause}"
 
 
-def render(failure: Failure) -> str:
-    """Return the failure as text that stands alone: cause, evidence, traffic, what to do."""
+def render(
+    failure: Failure,
+    *,
+    out: str = "",
+    geometry: Geometry | None = None,
+    replayable: bool = True,
+) -> str:
+    """Return the failure as text that stands alone: cause, evidence, traffic, what to do.
+
+    ``out`` is the folder of the result file as the user names it; ``geometry`` tells the drawing
+    how many positions an image takes; ``replayable`` says that the target can be built again by
+    name.
+    """
     lines = [headline(failure)]
     if failure.frame:
-        lines.append(f"  frame      {failure.frame}")
+        lines.append(_line("frame", failure.frame))
     if failure.location:
         place = failure.location
         lines.append(
-            f"  worst at   request {place['request']}, token {place['token']} ({place['modality']})"
-        )
-    for guard in failure.guards[:3]:
-        lines.append(f"  guard      {guard}")
-    if len(failure.guards) > 3:
-        lines.append(f"             and {len(failure.guards) - 3} more guards")
-    if failure.traffic is not None:
-        count = len(failure.traffic.batches)
-        lines.append(f"  traffic    {count} batch{'es' if count > 1 else ''}, as small as it gets:")
-        lines += [f"             {batch!r}" for batch in failure.traffic.batches]
-    lines.append(
-        textwrap.fill(
-            failure.advice, 96, initial_indent="  advice     ", subsequent_indent=" " * 13
-        )
-    )
-    if failure.note:
-        lines.append(
-            textwrap.fill(
-                failure.note, 96, initial_indent="  note       ", subsequent_indent=" " * 13
+            _line(
+                "worst at",
+                f"request {place['request']}, token {place['token']} ({place['modality']})",
             )
         )
+    lines += _block("call", _side_by_side(failure.call))
+    lines += [_line("guard", guard) for guard in failure.guards[:3]]
+    if len(failure.guards) > 3:
+        lines.append(_line("", f"and {len(failure.guards) - 3} more guards"))
+    if failure.traffic is not None:
+        count = len(failure.traffic.batches)
+        text = f"{count} batch{'es' if count > 1 else ''}, as small as it gets:"
+        code = [repr(batch) for batch in failure.traffic.batches]
+        lines += _block("traffic", [text, *code, *drawing.draw(failure.traffic, geometry)])
+    lines += _block("advice", textwrap.wrap(failure.advice, 83))
+    lines += _block("note", textwrap.wrap(failure.note, 83))
     if failure.path:
-        lines.append(f"  evidence   {failure.path}")
+        place_of_it = f"{out}/{failure.path}" if out else failure.path
+        lines.append(_line("evidence", place_of_it))
+        if replayable:
+            lines.append(_line("replay", f"vlm-ci replay {shlex.quote(place_of_it)}"))
     return "\n".join(lines)
+
+
+def _line(label: str, text: str) -> str:
+    return f"  {label:<10} {text}"
+
+
+def _block(label: str, texts: list[str]) -> list[str]:
+    return [_line(label if index == 0 else "", text) for index, text in enumerate(texts)]
+
+
+MOST_ARGUMENTS = 12
+
+
+def _side_by_side(call: tuple[dict[str, str], ...]) -> list[str]:
+    """Return a table of arguments: what stands there now, and in the nearest warm-up call.
+
+    ``≠`` marks another kind of value, ``~`` another size; what differs most comes first.
+    """
+    if not call:
+        return []
+    rows = sorted(((_mark(row), row) for row in call), key=lambda pair: "≠~ ".index(pair[0]))
+    shown = [(" ", "", "now", "nearest call in warm-up")]
+    shown += [(mark, row["path"], row["now"], row["warm"]) for mark, row in rows[:MOST_ARGUMENTS]]
+    paths, nows = (max(len(row[column]) for row in shown) for column in (1, 2))
+    lines = [
+        f"{mark} {path:<{paths}}  {now:<{nows}}  {warm}".rstrip() for mark, path, now, warm in shown
+    ]
+    if len(rows) > MOST_ARGUMENTS:
+        lines.append(f"  and {len(rows) - MOST_ARGUMENTS} more arguments")
+    return lines
+
+
+def _mark(row: dict[str, str]) -> str:
+    if row["now"] == row["warm"]:
+        return " "
+    now, warm = (re.sub(r"(?<=[\[ ])\d+(?=[,\]])", "N", row[side]) for side in ("now", "warm"))
+    return "~" if now == warm else "≠"

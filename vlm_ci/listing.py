@@ -28,7 +28,12 @@ def targets(as_json: bool) -> str:
     lines += [
         f"  {family + ':CHECKPOINT':<22} a local folder or a hub id" for family in checkpoints
     ]
-    lines += [f"  {'package.module:factory':<22} a target of your own", "", "Recipes"]
+    lines += [
+        f"  {'package.module:MODEL':<22} a model of your own, with a family of your own",
+        f"  {'package.module:factory':<22} a target of your own",
+        "",
+        "Recipes",
+    ]
     lines += [f"  {name:<22} {words}" for name, words in _recipes().items()]
     lines += [f"  {'package.module:function':<22} a recipe of your own"]
     return "\n".join(lines) + "\n"

@@ -12,9 +12,15 @@ RESULT_SCHEMA = "vlm-ci/result/1"
 
 
 class Traffic(msgspec.Struct, kw_only=True):
-    """What the search sent. An example is one session; ``corners`` counts sessions for each."""
+    """What the search sent. An example is one generated session; ``corners`` counts sessions.
+
+    ``corpus`` counts the recorded sessions that were tried first, of the corpus and of earlier
+    runs; ``corpus_outside`` those that were left out because the envelope does not allow them.
+    """
 
     examples: int = 0
+    corpus: int = 0
+    corpus_outside: int = 0
     batches: int = 0
     requests: int = 0
     images: int = 0
@@ -25,7 +31,8 @@ class Traffic(msgspec.Struct, kw_only=True):
 
 class Warmup(msgspec.Struct, kw_only=True):
     """What warm-up compiled. ``compiles`` are Dynamo compilations (one for each frame),
-    ``graphs`` calls of the backend."""
+    ``graphs`` calls of the backend. ``reused`` says that an earlier run over this target did it.
+    """
 
     plan: str = ""
     rounds: int = 0
@@ -35,6 +42,7 @@ class Warmup(msgspec.Struct, kw_only=True):
     graph_breaks: int = 0
     seconds: float = 0.0
     converged: bool = False
+    reused: bool = False
 
 
 class Regions(msgspec.Struct, kw_only=True):
@@ -65,21 +73,27 @@ class Strict(msgspec.Struct, kw_only=True):
 
 
 class Worst(msgspec.Struct, kw_only=True):
-    """The token that came nearest to a mismatch, or went furthest beyond it (ratio over 1)."""
+    """The token that came nearest to a mismatch, or went furthest beyond it (ratio over 1).
 
-    ratio: float
-    error: float
+    ``ratio`` and ``error`` are None where the logits hold NaN or Inf.
+    """
+
+    ratio: float | None
+    error: float | None
     request: int
     token: int
     modality: str
 
 
 class Canary(msgspec.Struct, kw_only=True):
-    """How many modalities were perturbed, and how many of those moved the logits."""
+    """How many modalities were perturbed, and how many of those moved the logits.
+
+    ``changes`` holds the largest change of a logit for each; None where it is NaN or Inf.
+    """
 
     applied: int = 0
     moved: int = 0
-    changes: dict[str, float] = {}
+    changes: dict[str, float | None] = {}
 
 
 class Parity(msgspec.Struct, kw_only=True):
@@ -94,7 +108,7 @@ class Parity(msgspec.Struct, kw_only=True):
 
 
 class Result(msgspec.Struct, kw_only=True):
-    """One run of one target."""
+    """One run of one target; ``test`` is the node id of the test, empty outside pytest."""
 
     schema: str = RESULT_SCHEMA
     command: str
@@ -104,6 +118,7 @@ class Result(msgspec.Struct, kw_only=True):
     options: dict[str, Any]
     environment: dict[str, Any]
     seed: int
+    test: str = ""
     warnings: list[str] = []
     traffic: Traffic = msgspec.field(default_factory=Traffic)
     warmup: Warmup = msgspec.field(default_factory=Warmup)

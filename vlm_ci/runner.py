@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vlm_ci import locations
 from vlm_ci.errors import UsageError
+from vlm_ci.memory import Memory
 from vlm_ci.settings import Settings
+from vlm_ci.traffic.files import read_corpus
 from vlm_ci.warmup import Plan, find_plan
 
 if TYPE_CHECKING:
-    from vlm_ci.checker import Progress
+    from pathlib import Path
+
+    from vlm_ci.checker import Warmed
+    from vlm_ci.listeners import Progress
     from vlm_ci.result import Result
     from vlm_ci.targets.protocol import Target
     from vlm_ci.traffic.envelope import Envelope
@@ -70,8 +77,11 @@ def prepare(settings: Settings) -> Prepared:
     return Prepared(envelope=envelope, plan=find_plan(settings.warmup, envelope))
 
 
-def build_target(settings: Settings) -> Target:
-    """Load the target that the settings name, with the planted bug if they name one."""
+def build_target(settings: Settings, *, envelope: Envelope | None = None) -> Target:
+    """Load the target that the settings name, with the planted bug if they name one.
+
+    ``envelope`` stands in place of the one that the settings name.
+    """
     from vlm_ci import bugs
     from vlm_ci.targets.loading import load_target
 
@@ -88,39 +98,136 @@ def build_target(settings: Settings) -> Target:
         recompile_limit=settings.recompile_limit,
         device=settings.device,
         dtype=settings.dtype,
-        envelope=prepare(settings).envelope,
+        envelope=envelope or prepare(settings).envelope,
         mutate=mutate,
     )
 
 
-def run(settings: Settings, target: Target, progress: Progress | None = None) -> Result:
-    """Check a target as the settings say, and write the result and its evidence to ``out``."""
+class WarmSlot:
+    """Remembers the target that was warmed last, so that its next run need not warm it again.
+
+    Compiled code is shared by all targets of a process, so that one is remembered, not more.
+    """
+
+    def __init__(self) -> None:
+        self._target: weakref.ref[Target] | None = None
+        self._warmed: Warmed | None = None
+
+    def take(self, target: Target, plan: Plan) -> Warmed | None:
+        """Return the warm-up that still holds for this target and plan.
+
+        A target that was warmed otherwise is reset first: what it compiled for one plan would
+        hide what another plan lacks.
+        """
+        if self._target is None or self._target() is not target:
+            return None
+        if self._warmed is not None and self._warmed.holds(target, plan):
+            return self._warmed
+        target.reset()
+        return None
+
+    def put(self, target: Target, warmed: Warmed | None) -> None:
+        """Remember how a target was warmed; None where its warm-up did not hold."""
+        self._target, self._warmed = weakref.ref(target), warmed
+
+
+def run(
+    settings: Settings,
+    target: Target,
+    progress: Progress | None = None,
+    *,
+    test: str = "",
+    name: str | None = None,
+    slot: WarmSlot | None = None,
+) -> Result:
+    """Check a target as the settings say; results are written to ``out`` while it goes on.
+
+    ``test`` is the node id of the test that asks, ``name`` the name by which the target can be
+    loaded again, None where it cannot be.
+    """
     from vlm_ci import artifacts
-    from vlm_ci.checker import Checker, CheckSettings, Silent
+    from vlm_ci.checker import Checker, CheckSettings
+    from vlm_ci.listeners import Silent
 
     artifacts.prepare(settings.out)
+    plan = plan_for(settings, target)
+    checker = Checker(
+        target,
+        CheckSettings(
+            examples=settings.examples,
+            seed=settings.seed,
+            plan=plan,
+            corpus=tuple(read_corpus(corpus_folders(settings)).values()),
+            memory=_memory(settings),
+            target=name,
+        ),
+        progress or Silent(),
+        warmed=slot.take(target, plan) if slot is not None else None,
+    )
+    result = checker.result
+    result.test = test
+    if settings.bug is not None:
+        result.options["bug"] = settings.bug
+        result.options["repaired"] = settings.repaired
+    result.warnings += _ignored(settings)
+    result.warmup.plan = plan.name
+    checker.journal = artifacts.ResultsFolder(
+        settings.out,
+        artifacts.evidence_of(
+            result,
+            plan=plan.batches,
+            envelope=target.envelope,
+            test=test,
+            loadable=name is not None,
+        ),
+    )
+    try:
+        checker.run()
+    finally:
+        if slot is not None:
+            slot.put(target, checker.warmed)
+    return result
+
+
+def plan_for(settings: Settings, target: Target) -> Plan:
+    """Return the warm-up plan that the settings name, for this target's envelope.
+
+    Raises:
+        UsageError: there is none, or it holds batches that the envelope does not allow.
+    """
     plan = find_plan(settings.warmup, target.envelope)
+    check_plan(plan, target.envelope)
+    return plan
+
+
+def check_plan(plan: Plan, envelope: Envelope) -> None:
+    """Refuse a plan with batches outside the envelope.
+
+    Raises:
+        UsageError: it has some; the message names the first three.
+    """
     refused = [
         f"batch {index}: {reason}"
         for index, batch in enumerate(plan.batches)
-        if (reason := target.envelope.violation(batch))
+        if (reason := envelope.violation(batch))
     ]
     if refused:
         raise UsageError(
             f"warm-up plan {plan.name} holds batches outside the envelope: {'; '.join(refused[:3])}"
         )
-    checker = Checker(
-        target,
-        CheckSettings(examples=settings.examples, seed=settings.seed, plan=plan),
-        progress or Silent(),
-    )
-    if settings.bug is not None:
-        checker.result.options["bug"] = settings.bug
-        checker.result.options["repaired"] = settings.repaired
-    checker.result.warnings += _ignored(settings)
-    checker.run()
-    artifacts.write(checker.result, checker.watcher.run_events, settings.out)
-    return checker.result
+
+
+def corpus_folders(settings: Settings) -> tuple[Path, ...]:
+    """Return the folders of recorded traffic: our own, and the user's."""
+    return (locations.fixtures() / "traffic", settings.corpus)
+
+
+def _memory(settings: Settings) -> Memory | None:
+    """Return the memory of this target alone: what failed on another one means nothing here."""
+    if settings.database is None:
+        return None
+    parts = (settings.target, settings.recipe, settings.warmup, settings.bug or "no bug")
+    return Memory.in_folder(settings.database, " ".join(parts))
 
 
 def _ignored(settings: Settings) -> list[str]:

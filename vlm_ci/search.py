@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,8 @@ from hypothesis import seed as with_seed
 from hypothesis.errors import FlakyFailure, Unsatisfiable
 
 from vlm_ci import shrink
-from vlm_ci.failures import Failure, Finding
+from vlm_ci.errors import UsageError
+from vlm_ci.failures import Failure, Finding, identity
 from vlm_ci.traffic import strategies
 from vlm_ci.traffic.spec import Session
 
@@ -29,21 +30,43 @@ RUN_LENGTH = 10
 Check = Callable[[Session], None]
 
 
+class _Stopped(BaseException):
+    """Carries what is no ``Exception`` through Hypothesis, which would take a test runner's
+    timeout for a failing example and shrink it."""
+
+
 @dataclass(slots=True)
 class Search:
-    """What a search has found so far: the smallest failing session of each cause."""
+    """What a search has found so far: the smallest failing session of each cause.
+
+    ``on_found`` is called whenever ``best`` has become better; ``passed`` are the sessions of the
+    corpus that do not fail.
+    """
 
     envelope: Envelope
+    on_found: Callable[[], None] = lambda: None
     best: dict[str, Failure] = field(default_factory=dict)
+    passed: list[Session] = field(default_factory=list)
     flaky: bool = False
 
-    def run(self, check: Check, *, examples: int, seed: int) -> None:
-        """Try ``examples`` sessions, or stop after the run of ten that finds something.
+    def run(
+        self, check: Check, *, examples: int, seed: int, corpus: Sequence[Session] = ()
+    ) -> None:
+        """Try the corpus, then ``examples`` sessions; stop where something was found.
 
-        ``check`` raises a ``Finding`` for a session that fails. What was found is in ``best``,
-        also when the search is interrupted.
+        That is after the corpus, or after the run of ten. ``check`` raises a ``Finding`` for a
+        session that fails. What was found is in ``best``, also when the search is interrupted.
         """
         strategy = strategies.sessions(self.envelope)
+        for session in corpus:
+            try:
+                check(session)
+            except Finding as found:
+                self._keep(found.failure)
+            else:
+                self.passed.append(session)
+        if self.best:
+            examples = 0
         for index in range(math.ceil(examples / RUN_LENGTH)):
             count = min(RUN_LENGTH, examples - index * RUN_LENGTH)
             self._run_once(check, strategy, count, seed * 1_000_003 + index)
@@ -56,6 +79,7 @@ class Search:
         self, check: Check, strategy: SearchStrategy[Session], count: int, seed: int
     ) -> None:
         errors: list[Exception] = []
+        stops: list[BaseException] = []
 
         @with_seed(seed)
         @settings(
@@ -76,12 +100,20 @@ class Search:
             except Finding as found:
                 self._keep(found.failure)
                 raise
+            except UsageError as error:  # bad input is no traffic to shrink
+                stops.append(error)
+                raise _Stopped from error
             except Exception as error:  # not a verdict: an error of our own, or bad input
                 errors.append(error)
                 raise
+            except BaseException as error:
+                stops.append(error)
+                raise _Stopped from error
 
         try:
             explore()
+        except _Stopped:
+            raise stops[0] from None
         except Finding:
             pass
         except FlakyFailure:
@@ -97,10 +129,11 @@ class Search:
                 raise
 
     def _keep(self, failure: Failure) -> None:
-        key = f"{failure.kind}: {failure.key}"
+        key = identity(failure)
         known = self.best.get(key)
         if known is None or _complexity(failure) < _complexity(known):
             self.best[key] = failure
+            self.on_found()
 
     def _reduce(self, check: Check, key: str) -> None:
         def fails(session: Session) -> bool:
@@ -108,7 +141,7 @@ class Search:
                 check(session)
             except Finding as found:
                 self._keep(found.failure)
-                return f"{found.failure.kind}: {found.failure.key}" == key
+                return identity(found.failure) == key
             return False
 
         traffic = self.best[key].traffic

@@ -1,115 +1,55 @@
-"""The options of a run, once for the command line and the pytest plugin. Imports no torch."""
+"""The settings of a run: layers of options, from defaults to the command line. Imports no torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm_ci.errors import UsageError, unknown_name
+from vlm_ci.options import (
+    DEFAULT_CORPUS,
+    DEFAULT_DATABASE,
+    DEFAULT_OUT,
+    DEFAULT_RECIPE,
+    DEFAULT_TARGET,
+    OPTIONS,
+    PROFILES,
+    Option,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
-PROFILES = {"local": 100, "ci": 300, "nightly": 3000}
 DYNAMIC = {"true": True, "false": False, "auto": None}
-DEFAULT_TARGET = "qwen3-vl-tiny"
-DEFAULT_RECIPE = "decoder-layers"
-DEFAULT_OUT = "vlm-ci-out"
+MINIMUM = {"examples": 1, "seed": 0, "recompile_limit": 1}
+
+
+def as_option(option: Option) -> str:
+    """Name an option as the command line does."""
+    return f"--{option.name}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Option:
-    """One option: ``--NAME`` of the command line and ``--vlm-NAME`` of pytest."""
+class Layer:
+    """What one source gave, by field; None is "not given".
 
-    name: str
-    help: str
-    kind: type = str
-    metavar: str | None = None
+    ``wording`` names an option as this source does, for messages. Relative paths are taken from
+    ``folder``; None leaves them to the current one.
+    """
 
-    @property
-    def field(self) -> str:
-        """The name of its field in ``Settings``."""
-        return self.name.replace("-", "_")
-
-
-OPTIONS = (
-    Option(
-        name="target",
-        metavar="NAME",
-        help="what to test: FAMILY-tiny, FAMILY:CHECKPOINT or "
-        f"package.module:factory (default {DEFAULT_TARGET})",
-    ),
-    Option(
-        name="recipe",
-        metavar="NAME",
-        help="what is compiled: decoder-layers, language-model, "
-        f"vision, whole or package.module:function (default {DEFAULT_RECIPE})",
-    ),
-    Option(name="backend", metavar="NAME", help="eager, aot_eager or inductor (default eager)"),
-    Option(name="device", metavar="NAME", help="cpu, cuda or cuda:N (default cpu)"),
-    Option(
-        name="dtype", metavar="NAME", help="float32, bfloat16, float16 or float64 (default float32)"
-    ),
-    Option(
-        name="warmup",
-        metavar="PLAN",
-        help="a plan file, or default, text-only or image-only (default default)",
-    ),
-    Option(
-        name="envelope",
-        metavar="FILE",
-        help="a JSON file of what traffic is accepted (default: the target's own)",
-    ),
-    Option(
-        name="profile",
-        metavar="NAME",
-        help="how much to try: "
-        + ", ".join(f"{name} {count}" for name, count in PROFILES.items())
-        + " examples (default local)",
-    ),
-    Option(
-        name="examples",
-        kind=int,
-        metavar="N",
-        help="how many sessions to try, in place of the profile's",
-    ),
-    Option(name="seed", kind=int, metavar="S", help="the seed of the traffic (default 0)"),
-    Option(
-        name="bug", metavar="NAME", help="plant this bug; it brings its target, recipe and warm-up"
-    ),
-    Option(name="repaired", kind=bool, help="with --bug: take its repaired twin"),
-    Option(
-        name="out",
-        metavar="DIR",
-        help=f"where result.json and failures/ go (default {DEFAULT_OUT})",
-    ),
-    Option(
-        name="dynamic",
-        metavar="WHEN",
-        help="torch.compile's dynamic: true, false or auto (default true)",
-    ),
-    Option(
-        name="mode",
-        metavar="NAME",
-        help="torch.compile's mode, for the inductor backend (default: none)",
-    ),
-    Option(name="fullgraph", kind=bool, help="compile with fullgraph=True"),
-    Option(
-        name="recompile-limit",
-        kind=int,
-        metavar="N",
-        help="torch's recompile limit (default: torch's own)",
-    ),
-)
+    values: Mapping[str, Any]
+    wording: Callable[[Option], str] = as_option
+    folder: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """The options of a run, checked as far as this is possible without a model.
 
-    Build it with ``from_mapping``; a bug's own target, recipe, warm-up and compile options stand
-    where the user gave none.
+    Build it with ``from_layers``; a bug's own target, recipe, warm-up and compile options stand
+    where nobody gave any.
     """
 
     target: str = DEFAULT_TARGET
@@ -125,6 +65,8 @@ class Settings:
     bug: str | None = None
     repaired: bool = False
     out: Path = Path(DEFAULT_OUT)
+    corpus: Path = Path(DEFAULT_CORPUS)
+    database: Path | None = None
     dynamic: bool | None = True
     mode: str | None = None
     fullgraph: bool = False
@@ -132,50 +74,109 @@ class Settings:
 
     @classmethod
     def from_mapping(cls, given: Mapping[str, Any]) -> Settings:
-        """Build settings from what the user gave; None means "not given".
+        """Build settings from one source alone; None means "not given"."""
+        return cls.from_layers([Layer(values=given)])
+
+    @classmethod
+    def from_layers(cls, layers: Iterable[Layer]) -> Settings:
+        """Build settings from sources, the strongest last.
+
+        A profile or a bug stands for the options that it brings: those give way to what its own
+        source or a stronger one says, and win over what a weaker one says.
 
         Raises:
-            UsageError: a value is out of range, or two options contradict each other.
+            UsageError: a value has the wrong type or is out of range, or options contradict.
         """
-        values = {
-            option.field: given[option.field]
-            for option in OPTIONS
-            if given.get(option.field) is not None and given[option.field] is not False
-        }
-        if values.get("repaired") and "bug" not in values:
-            raise UsageError("--repaired needs --bug NAME: it takes that bug's repaired twin")
-        if "bug" in values:
-            values = {**_of_bug(values["bug"]), **values}
-        profile = values.setdefault("profile", "local")
-        if profile not in PROFILES:
-            raise unknown_name("profile", profile, PROFILES)
-        values.setdefault("examples", PROFILES[profile])
-        for name, minimum in (("examples", 1), ("seed", 0), ("recompile_limit", 1)):
-            if name in values and values[name] < minimum:
-                raise UsageError(
-                    f"--{name.replace('_', '-')} must be at least {minimum}, not {values[name]}"
-                )
-        if isinstance(values.get("dynamic"), str):
-            if values["dynamic"] not in DYNAMIC:
-                raise unknown_name("value for --dynamic", values["dynamic"], DYNAMIC)
-            values["dynamic"] = DYNAMIC[values["dynamic"]]
-        for name in ("out", "envelope"):
-            if name in values:
-                values[name] = Path(values[name])
-        out = values.get("out")
-        if out is not None and out.exists() and not out.is_dir():
-            raise UsageError(f"--out {out} is a file: name a folder")
+        values: dict[str, Any] = {}
+        asked_by = None
+        for layer in layers:
+            given = _checked(layer)
+            asked_by = layer if given.get("repaired") else asked_by
+            values |= _brought(given)
+        if values.get("repaired") and values.get("bug") is None and asked_by is not None:
+            raise UsageError(
+                f"{asked_by.wording(_option('repaired'))} needs "
+                f"{asked_by.wording(_option('bug'))}: it takes that bug's repaired twin"
+            )
+        if values.get("profile", "local") == "local" and not os.environ.get("CI"):
+            values.setdefault("database", Path(DEFAULT_DATABASE))
         return cls(**values)
 
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The names of all targets; ``target`` may hold several with commas between them."""
+        return tuple(dict.fromkeys(name.strip() for name in self.target.split(",")))
 
-def _of_bug(name: str) -> dict[str, Any]:
-    from vlm_ci import bugs
+    def for_target(self, name: str) -> Settings:
+        """Return the same settings for one of the targets."""
+        return replace(self, target=name)
 
-    bug = bugs.find(name)
-    return {
-        "target": bug.target,
-        "recipe": bug.recipe,
-        "warmup": bug.warmup,
-        **({"device": "cuda"} if bug.gpu else {}),
-        **bug.options,
-    }
+
+def _brought(given: dict[str, Any]) -> dict[str, Any]:
+    """Add what a profile and a bug bring, beneath what the same source says itself."""
+    brought: dict[str, Any] = {}
+    if "profile" in given:
+        brought["examples"] = PROFILES[given["profile"]]
+    if "bug" in given:
+        from vlm_ci import bugs
+
+        bug = bugs.find(given["bug"])
+        brought |= {"target": bug.target, "recipe": bug.recipe, "warmup": bug.warmup}
+        brought |= {"device": "cuda"} if bug.gpu else {}
+        brought |= bug.options
+    return brought | given
+
+
+def _option(field: str) -> Option:
+    return next(option for option in OPTIONS if option.field == field)
+
+
+def _checked(layer: Layer) -> dict[str, Any]:
+    """Convert what a source gave, or say what is wrong in that source's words."""
+    values: dict[str, Any] = {}
+    for option in OPTIONS:
+        value = layer.values.get(option.field)
+        if value is None:
+            continue
+        name = layer.wording(option)
+        if isinstance(value, Path) and option.file:
+            value = str(value)
+        if option.field == "dynamic" and isinstance(value, bool):
+            value = str(value).lower()
+        if isinstance(value, bool) != (option.kind is bool) or not isinstance(value, option.kind):
+            words = {str: "a string", int: "a whole number", bool: "true or false"}
+            raise UsageError(f"{name} must be {words[option.kind]}, not {value!r}")
+        if value == "":
+            raise UsageError(f"{name} is empty: leave it out for its default")
+        if isinstance(value, int) and value < MINIMUM.get(option.field, value):
+            raise UsageError(f"{name} must be at least {MINIMUM[option.field]}, not {value}")
+        values[option.field] = _value(option, name, value, layer.folder)
+    return values
+
+
+def _value(option: Option, name: str, value: Any, folder: Path | None) -> Any:
+    field = option.field
+    if field == "profile" and value not in PROFILES:
+        raise unknown_name("profile", value, PROFILES)
+    if field == "target" and not all(part.strip() for part in value.split(",")):
+        raise UsageError(f"{name} {value!r} holds an empty name")
+    if field == "dynamic":
+        if value not in DYNAMIC:
+            raise unknown_name(f"value for {name}", value, DYNAMIC)
+        return DYNAMIC[value]
+    if field == "database" and value == "none":
+        return None
+    if field == "warmup":
+        return str(_placed(value, folder)) if value.endswith(".json") else value
+    if not option.file:
+        return value
+    path = _placed(value, folder)
+    if field in ("out", "corpus", "database") and path.exists() and not path.is_dir():
+        raise UsageError(f"{name} {value} is a file: name a folder")
+    if field == "corpus" and not path.is_dir():
+        raise UsageError(f"{name} {value} is not there: name a folder of traffic files")
+    return path
+
+
+def _placed(value: str, folder: Path | None) -> Path:
+    return Path(value) if folder is None else folder / value

@@ -6,8 +6,10 @@ can swallow it.
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vlm_ci import causes
@@ -17,22 +19,39 @@ from vlm_ci.result import Result, Worst
 from vlm_ci.traffic.spec import Batch, Session
 from vlm_ci.warmup import WarmupReport, batch_class, increase
 from vlm_ci.watch import internals
+from vlm_ci.watch.events import region_class
 from vlm_ci.watch.explain import explain
-from vlm_ci.watch.watcher import region_class
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     from vlm_ci.targets.protocol import Output, Stats, Target
-    from vlm_ci.watch.watcher import Watcher
+    from vlm_ci.watch.signatures import Signature
+    from vlm_ci.watch.watcher import Call, Watcher
+
+
+@dataclass(slots=True, kw_only=True)
+class Step:
+    """What one strict step did: what a replay shows.
+
+    ``regions`` counts the compiled regions that it executed, None where that is not known;
+    ``comparison`` is None where the step did not come to its logits.
+    """
+
+    batch: Batch
+    calls: list[Call]
+    refusals: list[tuple[internals.Refusal, Signature | None, str]]
+    regions: int | None
+    comparison: Comparison | None
 
 
 class StrictRunner:
     """Runs sessions after warm-up; keeps the books in ``result.strict`` and ``result.parity``.
 
     ``regions`` lists the compiled regions that each step executed; ``called`` says whether any
-    step reached compiled code. ``records_calls`` says that the watch sees every call of compiled
+    step reached compiled code; ``on_step`` hears of each step, also of one that fails.
+    ``records_calls`` says that the watch sees every call of compiled
     code, so that a step without one had nothing to execute.
     """
 
@@ -51,6 +70,9 @@ class StrictRunner:
         self.tolerance = TOLERANCES[result.options["dtype"]]
         self.regions: list[int] = []
         self.called = False
+        self.on_step: Callable[[Step], None] | None = None
+        self._comparison: Comparison | None = None
+        self._worst_ratio = -1.0
         self._warmed = warmed
         self._records_calls = records_calls
 
@@ -64,7 +86,20 @@ class StrictRunner:
         # What a session leaves behind (a changed matmul precision, say) belongs to it alone.
         with internals.preserving_state():
             for index, batch in enumerate(session.batches):
-                self._run_strictly(batch, session.batches[: index + 1])
+                before, self._comparison = self.target.stats(), None
+                try:
+                    self._run_strictly(batch, session.batches[: index + 1])
+                finally:
+                    if self.on_step is not None:
+                        self.on_step(
+                            Step(
+                                batch=batch,
+                                calls=self.watcher.calls,
+                                refusals=self.watcher.refusals,
+                                regions=increase(before.regions, self.target.stats().regions),
+                                comparison=self._comparison,
+                            )
+                        )
 
     def _run_strictly(self, batch: Batch, served: tuple[Batch, ...]) -> None:
         watcher, strict = self.watcher, self.result.strict
@@ -116,6 +151,7 @@ class StrictRunner:
                 {"path": d.path, "aspect": d.aspect, "warm": d.warm, "now": d.now}
                 for d in explanation.differences
             ),
+            call=explanation.call,
             traffic=Session(served),
             note="the model swallowed the refusal; in production it would compile here"
             if swallowed
@@ -136,19 +172,20 @@ class StrictRunner:
                         traffic=Session(served),
                     )
                 )
-        if not self.target.capabilities.in_process:
-            count = increase(before.compiles, self.target.stats().compiles)
-            if count:
-                raise finding(
-                    Failure(
-                        kind="recompile",
-                        cause=f"the target counted {count} compilations after warm-up",
-                        advice="add this batch to the warm-up",
-                        key="counted by the target",
-                        traffic=Session(served),
-                        note="the target is out of process: the call could not be refused",
-                    )
+        count = increase(before.compiles, self.target.stats().compiles)
+        if count:
+            raise finding(
+                Failure(
+                    kind="recompile",
+                    cause=f"the target counted {count} compilations after warm-up",
+                    advice="add this batch to the warm-up",
+                    key="counted by the target",
+                    traffic=Session(served),
+                    note="they were not Dynamo's, which refuses calls in this process"
+                    if self.target.capabilities.in_process
+                    else "the target is out of process: the call could not be refused",
                 )
+            )
 
     def _judge_regions(self, batch: Batch, before: Stats, served: tuple[Batch, ...]) -> None:
         executed = increase(before.regions, self.target.stats().regions)
@@ -200,10 +237,11 @@ class StrictRunner:
             comparison = compare(output, expected, self.tolerance)
         except ValueError as error:
             raise finding(causes.mismatch(str(error), "shape", None, served)) from error
+        self._comparison = comparison
         parity = self.result.parity
         parity.tokens_compared += comparison.tokens
-        if parity.worst is None or comparison.ratio > parity.worst.ratio:
-            parity.worst = _worst(comparison)
+        if comparison.ratio > self._worst_ratio:
+            self._worst_ratio, parity.worst = comparison.ratio, _worst(comparison)
         if comparison.passes:
             return
         place = comparison.at
@@ -238,8 +276,8 @@ class StrictRunner:
 def _worst(comparison: Comparison) -> Worst:
     assert comparison.at is not None
     return Worst(
-        ratio=comparison.ratio,
-        error=comparison.error,
+        ratio=comparison.ratio if math.isfinite(comparison.ratio) else None,
+        error=comparison.error if math.isfinite(comparison.error) else None,
         request=comparison.at.request,
         token=comparison.at.token,
         modality=comparison.at.modality,

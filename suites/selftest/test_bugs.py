@@ -21,7 +21,9 @@ ALSO = {"silent-limit": {"limit-hit"}}
 
 
 def run(tmp_path: Path, name: str, **given):
-    settings = Settings.from_mapping({"bug": name, "out": str(tmp_path), "examples": 60, **given})
+    settings = Settings.from_mapping(
+        {"bug": name, "out": str(tmp_path), "examples": 60, "database": "none", **given}
+    )
     target = runner.build_target(settings)
     try:
         return runner.run(settings, target)

@@ -20,6 +20,8 @@ pytestmark = pytest.mark.slow
 CLEAN = [
     ("qwen3-vl-tiny", "decoder-layers", "eager"),
     ("qwen3-vl-tiny", "language-model", "eager"),
+    ("qwen2.5-vl-tiny", "decoder-layers", "eager"),
+    ("qwen2.5-vl-tiny", "language-model", "eager"),
     ("llava-tiny", "decoder-layers", "eager"),
     ("llava-tiny", "language-model", "eager"),
     ("qwen3-vl-tiny", "decoder-layers", "aot_eager"),
@@ -28,7 +30,7 @@ CLEAN = [
 
 
 def run(tmp_path: Path, **given):
-    settings = Settings.from_mapping({"out": str(tmp_path), **given})
+    settings = Settings.from_mapping({"out": str(tmp_path), "database": "none", **given})
     target = runner.build_target(settings)
     try:
         return runner.run(settings, target)

@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import processes
 import pytest
 
 from vlm_ci.cli import main
@@ -16,16 +18,9 @@ from vlm_ci.cli import main
 TOY_PATH = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
 
 
-def vlm_ci(*args: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+def vlm_ci(*args: str, cwd: Path, **env: str) -> processes.Done:
     """Run the command in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "vlm_ci.cli", *args],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=cwd,
-        env={**os.environ, **env},
-    )
+    return processes.run("vlm-ci", *args, cwd=cwd, **env)
 
 
 def test_help_names_the_commands(capsys):
@@ -52,6 +47,37 @@ def test_bugs_as_text_and_json(capsys):
     assert main(["targets", "--bugs", "--json"]) == 0
     for bug in json.loads(capsys.readouterr().out):
         assert bug.keys() >= {"name", "class", "origin", "target", "recipe", "expects", "gpu"}
+
+
+def test_help_takes_less_than_200_ms():
+    def seconds() -> float:
+        started = time.perf_counter()
+        script = "import sys; from vlm_ci.cli import main; sys.exit(main(['--help']))"
+        subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+        return time.perf_counter() - started
+
+    assert min(seconds() for _ in range(9)) < 0.200
+
+
+def test_doctor_says_whether_this_machine_is_ready(tmp_path: Path):
+    done = vlm_ci("doctor", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ok       refused calls" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("ready")
+    broken = vlm_ci("doctor", "--json", cwd=tmp_path, TORCHDYNAMO_DISABLE="1")
+    assert broken.returncode == 1
+    report = json.loads(broken.stdout)
+    assert not report["ok"]
+    assert any(check["status"] == "broken" for check in report["checks"])
+
+
+def test_several_targets_in_one_run(tmp_path: Path):
+    (tmp_path / "engine.py").write_text("from toy import *\n")
+    targets = ("--target", "toy:factory,engine:factory", "--examples", "3", "--out", "out")
+    done = vlm_ci("run", *targets, cwd=tmp_path, PYTHONPATH=TOY_PATH)
+    assert done.returncode == 0, done.stdout + done.stderr
+    verdicts = [json.loads(path.read_text())["verdict"] for path in tmp_path.rglob("result.json")]
+    assert verdicts == ["clean", "clean"]
 
 
 PLAN = '{"batches": [{"requests": [{"items": [{"kind": "text", "tokens": 0}]}]}]}'
@@ -96,7 +122,7 @@ BAD = {
     "examples word": (["run", "--examples", "many"], "'many' is not a valid integer"),
     "negative seed": (["run", "--seed", "-1"], "--seed must be at least 0, not -1"),
     "negative limit": (["run", "--recompile-limit", "0"], "--recompile-limit must be at least 1"),
-    "repaired alone": (["run", "--repaired"], "--repaired needs --bug NAME"),
+    "repaired alone": (["run", "--repaired"], "--repaired needs --bug: it takes"),
     "unknown mode": (
         ["run", "--backend", "inductor", "--mode", "max-autotun"],
         "did you mean 'max-autotune'",

@@ -16,6 +16,7 @@ def run(tmp_path: Path, **given):
     settings = Settings.from_mapping(
         {
             "out": str(tmp_path),
+            "database": "none",
             "device": "cuda",
             "dtype": "bfloat16",
             "backend": "inductor",

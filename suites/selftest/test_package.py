@@ -94,23 +94,3 @@ def test_shipped_schemas_are_those_of_the_types():
         shipped = (schemas.FOLDER / name).read_bytes()
         assert shipped == pretty(schema), f"{name} is stale: python -m vlm_ci.schemas"
         assert json.loads(shipped)["$schema"] == schemas.DIALECT
-
-
-def test_wheel_holds_suites_and_fixtures_and_nothing_global(tmp_path: Path, repository: Path):
-    subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", str(tmp_path)],
-        cwd=repository,
-        check=True,
-        capture_output=True,
-    )
-    (wheel,) = tmp_path.glob("*.whl")
-    names = _python(
-        f"import zipfile; print('\\n'.join(zipfile.ZipFile({str(wheel)!r}).namelist()))"
-    ).split()
-    assert "vlm_ci/_suites/recompile/test_mixed_traffic.py" in names
-    assert "vlm_ci/_suites/run.ini" in names
-    assert "vlm_ci/_fixtures/models/qwen3-vl-tiny.json" in names
-    assert "vlm_ci/_fixtures/bugs/deepstack_kwarg.py" in names
-    assert "vlm_ci/schemas/result.schema.json" in names
-    tops = {name.split("/")[0] for name in names}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"vlm_ci"}

@@ -21,7 +21,7 @@ from vlm_ci.traffic.spec import CONTEXTS, Image, Text, Video, batch
 from vlm_ci.warmup import Plan
 from vlm_ci.watch import internals
 
-TINY = ("qwen3-vl-tiny", "llava-tiny")
+TINY = ("qwen3-vl-tiny", "qwen2.5-vl-tiny", "llava-tiny")
 CPU = torch.device("cpu")
 
 

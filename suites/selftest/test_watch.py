@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from vlm_ci.targets.protocol import Output
 from vlm_ci.watch import internals
 from vlm_ci.watch.explain import explain
 from vlm_ci.watch.signatures import Binder, nearest
-from vlm_ci.watch.watcher import region_class
+from vlm_ci.watch.watcher import Watcher, region_class
 
 
 def call(hidden, mask=None, features=None, **extra):
@@ -216,3 +218,39 @@ def test_process_state_is_restored():
 def test_shapes_that_differ_are_an_error():
     with pytest.raises(ValueError, match=r"\[2, 3, 8\], eager ones \[2, 3, 9\]"):
         compare(output(torch.ones(2, 3, 8)), output(torch.ones(2, 3, 9)), TOLERANCES["float32"])
+
+
+def test_both_calls_are_shown_side_by_side():
+    warm, now = record(HIDDEN, MASK), record(torch.zeros(2, 9, 4), None)
+    rows = {row["path"]: (row["now"], row["warm"]) for row in explain((), now, [warm]).call}
+    assert rows == {
+        "hidden": ("float32 tensor [2, 9, 4] on cpu", "float32 tensor [2, 7, 4] on cpu"),
+        "mask": ("None", "float32 tensor [2, 7] on cpu"),
+    }
+    with torch.inference_mode():
+        rows = {row["path"]: row for row in explain((), record(HIDDEN, MASK), [warm]).call}
+    assert rows["inference mode"] == {"path": "inference mode", "now": "True", "warm": "False"}
+
+
+def test_the_limit_is_seen_where_torch_s_logs_are_silenced():
+    logger = logging.getLogger("torch._dynamo.convert_frame")
+    logger.setLevel(logging.CRITICAL)  # what TORCH_LOGS=-dynamo does
+    seen = []
+    try:
+        with internals.reporting_limits(lambda function, reason: seen.append(function)):
+            logger.warning("torch._dynamo hit config.%s", "recompile_limit (8)")
+        assert logger.level == logging.CRITICAL
+    finally:
+        logger.setLevel(logging.NOTSET)
+    assert seen == ["unknown"]
+
+
+def test_foreign_handlers_leave_torch_s_trace_alone():
+    logger = logging.getLogger("torch.__trace")
+    own, foreign = list(logger.handlers), logging.StreamHandler()
+    logger.addHandler(foreign)
+    Watcher().begin_step()
+    assert foreign not in logger.handlers
+    assert [handler for handler in own if type(handler).__module__.startswith("torch.")] == (
+        logger.handlers
+    )

@@ -14,7 +14,7 @@ from vlm_ci.errors import unknown_name
 if TYPE_CHECKING:
     from vlm_ci.families.base import Family
 
-_MODULES = {"qwen3-vl": "qwen3_vl", "llava": "llava"}
+_MODULES = {"qwen3-vl": "qwen3_vl", "qwen2.5-vl": "qwen2_5_vl", "llava": "llava"}
 
 
 def names() -> tuple[str, ...]:

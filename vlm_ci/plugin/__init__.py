@@ -1,140 +1,114 @@
-"""The pytest plugin: options, fixtures and the summary. Hooks never measure.
+"""The pytest plugin: options, marker, fixtures, header and summary. Hooks never measure.
 
-Importing it loads neither torch, transformers nor hypothesis; a project without vlm tests pays
-for the options alone.
+Every pytest session of whoever has vlm_ci installed imports this module: what it imports is light,
+and a session without vlm tests pays for the options alone.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from vlm_ci.errors import UsageError
-from vlm_ci.settings import OPTIONS, Settings
+from vlm_ci.plugin.configuration import (
+    MARKER_LINE,
+    SESSION,
+    add_options,
+    is_configured,
+    is_used,
+    is_vlm,
+    session_of,
+)
+from vlm_ci.plugin.fixtures import vlm_check, vlm_envelope, vlm_settings, vlm_target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Generator, Sequence
 
-    from vlm_ci.checker import Progress
-    from vlm_ci.result import Result
-    from vlm_ci.targets.protocol import Target
-
-SETTINGS = pytest.StashKey[Settings]()
-RESULTS = pytest.StashKey[list["Result"]]()
-CARRIER = "vlm_ci_carrier"
-
-
-class Carrier:
-    """Takes the command line's progress line into the session, and results out of it."""
-
-    __name__ = CARRIER
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
-        self.results: list[Result] = []
+__all__ = ["vlm_check", "vlm_envelope", "vlm_settings", "vlm_target"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options of a run with the prefix ``--vlm-``."""
-    group = parser.getgroup("vlm-ci", "compiled vision-language models (vlm_ci)")
-    for option in OPTIONS:
-        name = f"--vlm-{option.name}"
-        dest = f"vlm_{option.field}"
-        if option.kind is bool:
-            group.addoption(name, dest=dest, action="store_true", default=None, help=option.help)
-        else:
-            group.addoption(
-                name,
-                dest=dest,
-                type=option.kind,
-                default=None,
-                metavar=option.metavar,
-                help=option.help,
-            )
+    """Add the options of a run with the prefix ``--vlm-``, each with an ini twin."""
+    add_options(parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Read the options once; a wrong one ends the session with exit code 4."""
-    given = {option.field: config.getoption(f"vlm_{option.field}") for option in OPTIONS}
+    """Register the marker; read the options once where any is given: a wrong one ends here."""
+    config.addinivalue_line("markers", MARKER_LINE)
+    if is_configured(config):
+        session_of(config)
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Say what is tested with what, where an option or an ini value shows that something is."""
+    return session_of(config).header() if is_configured(config) else None
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test once for each target where the options name several."""
+    if is_used(metafunc.fixturenames):
+        names = session_of(metafunc.config).targets_of(metafunc.definition)
+        if len(names) > 1:
+            metafunc.parametrize("vlm_settings", names, ids=names, indirect=True)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Check the markers; put the tests of one target side by side, so that it is warmed once."""
+    tests = [item for item in items if is_vlm(item)]
+    if not tests:
+        return
     try:
-        config.stash[SETTINGS] = Settings.from_mapping(given)
+        ordered = iter(session_of(config).order(tests))
     except UsageError as error:
         raise pytest.UsageError(str(error)) from None
-    config.stash[RESULTS] = []
+    items[:] = [next(ordered) if is_vlm(item) else item for item in items]
+
+
+def pytest_report_collectionfinish(config: pytest.Config, items: Sequence[pytest.Item]) -> str:
+    """Say what is tested with what, where the tests alone show that something is."""
+    if is_configured(config) or not any(map(is_vlm, items)):
+        return ""
+    return session_of(config).header()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Hand the results of a test to its report, which xdist carries to the controller."""
+    report = yield
+    if is_vlm(item):
+        session_of(item.config).attach(item, report)
+    return report
+
+
+def pytest_runtest_logreport(report: Any) -> None:
+    """Take what a worker's report carries, or what a worker that died has left on disk."""
+    if hasattr(report, "node"):  # set by xdist on the controller
+        carries = any(name.startswith("vlm_ci") for name in vars(report))
+        if carries or report.when == "???":
+            session_of(report.node.config).receive(report)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Close the target that is still alive; bad input is exit code 4."""
+    state = session.config.stash.get(SESSION, None)
+    if state is not None:
+        state.close()
+        if state.refused and session.exitstatus == pytest.ExitCode.TESTS_FAILED:
+            session.exitstatus = pytest.ExitCode.USAGE_ERROR
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
     """Print the summary of each run of this session."""
-    results = config.stash[RESULTS]
-    if not results:
-        return
-    from vlm_ci.report.terminal import summary
-
-    terminalreporter.section("vlm-ci")
-    for result in results:
-        for line in summary(result, str(config.stash[SETTINGS].out)):
+    state = config.stash.get(SESSION, None)
+    lines = state.summary() if state is not None else []
+    if lines:
+        terminalreporter.section("vlm-ci")
+        for line in lines:
             terminalreporter.write_line(line)
-
-
-@pytest.fixture(scope="session")
-def vlm_settings(pytestconfig: pytest.Config) -> Settings:
-    """The options of this run."""
-    return pytestconfig.stash[SETTINGS]
-
-
-@pytest.fixture(scope="session")
-def vlm_target(vlm_settings: Settings) -> Iterator[Target]:
-    """The target that the options name; one is alive at a time, closed at the end."""
-    from vlm_ci import runner
-
-    try:
-        target = runner.build_target(vlm_settings)
-    except UsageError as error:
-        pytest.exit(str(error), returncode=4)
-    try:
-        yield target
-    finally:
-        target.close()
-
-
-@pytest.fixture
-def vlm_check(
-    vlm_settings: Settings, vlm_target: Target, request: pytest.FixtureRequest
-) -> Callable[[], Result]:
-    """A function that checks the target, records the result, and fails the test on a failure."""
-    config = request.config
-    carrier: Any = config.pluginmanager.get_plugin(CARRIER)
-
-    def check() -> Result:
-        from vlm_ci import runner
-        from vlm_ci.failures import render
-
-        earlier = len(config.stash[RESULTS])
-        settings = vlm_settings
-        if earlier:  # each run of a session keeps its results
-            settings = replace(settings, out=settings.out / f"run-{earlier + 1}")
-        try:
-            result = runner.run(settings, vlm_target, carrier.progress if carrier else None)
-        except UsageError as error:
-            pytest.exit(str(error), returncode=4)
-        config.stash[RESULTS].append(result)
-        if carrier:
-            carrier.results.append(result)
-        request.node.user_properties += [
-            ("vlm_ci_verdict", result.verdict),
-            ("vlm_ci_batches", str(result.strict.batches)),
-            ("vlm_ci_compiles_after_warmup", str(result.strict.compiles)),
-        ]
-        if result.verdict == "interrupted":
-            raise KeyboardInterrupt
-        if result.failures:
-            pytest.fail("\n\n".join(map(render, result.failures)), pytrace=False)
-        if result.verdict != "clean":
-            pytest.fail(f"the run is {result.verdict}: nothing was proved", pytrace=False)
-        return result
-
-    return check

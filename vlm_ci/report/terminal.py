@@ -14,40 +14,44 @@ def summary(result: Result, out: str = "") -> list[str]:
     """Return the summary of a run as lines of text."""
     where = f", results in {out}" if out else ""
     lines = [
-        _line("target", _target(result)),
-        _line("environment", _environment(result)),
-        _line("warm-up", _warmup(result)),
+        line("target", target_line(result)),
+        line("environment", _environment(result)),
+        line("warm-up", warmup_line(result)),
     ]
     if result.strict.batches or result.traffic.examples:
         lines += [
-            _line("traffic", _traffic(result)),
-            _line("corners", _corners(result)),
-            _line("after warm-up", _strict(result)),
-            _line("regions", _regions(result)),
-            _line("logits", _logits(result)),
+            line("traffic", _traffic(result)),
+            line("corners", _corners(result)),
+            line("after warm-up", _strict(result)),
+            line("regions", _regions(result)),
+            line("logits", _logits(result)),
         ]
     if result.parity.canary.applied:
-        lines.append(_line("canary", _canary(result)))
-    lines += [_line("warning", text) for text in result.warnings]
-    lines += [_line("failure", headline(failure)) for failure in result.failures]
+        lines.append(line("canary", _canary(result)))
+    lines += [line("warning", text) for text in result.warnings]
+    lines += [line("failure", headline(failure)) for failure in result.failures]
     found = len(result.failures)
     causes = f", {found} cause{'s' if found > 1 else ''}" if found else ""
-    lines.append(_line("verdict", f"{result.verdict}{causes}{where}"))
+    lines.append(line("verdict", f"{result.verdict}{causes}{where}"))
     return lines
 
 
-def _line(label: str, text: str) -> str:
+def line(label: str, text: str) -> str:
+    """Return a labelled line of a report."""
     return f"{label:<14} {text}"
 
 
-def _target(result: Result) -> str:
+def target_line(result: Result) -> str:
+    """Return what was tested, and how it was compiled."""
     options = result.options
-    parts = [result.target, f"recipe {result.recipe}", f"backend {result.backend}"]
-    parts.append(f"dynamic {options.get('dynamic')}")
+    figures = {"recipe": result.recipe, "backend": result.backend, **options}
+    if "dynamic" in options and options["dynamic"] is None:
+        figures["dynamic"] = "auto"
+    parts = [result.target]
     parts += [
-        f"{name} {options[name]}"
-        for name in ("mode", "recompile_limit")
-        if options.get(name) is not None
+        f"{name} {figures[name]}"
+        for name in ("recipe", "backend", "dynamic", "mode", "recompile_limit")
+        if figures.get(name) not in (None, "")
     ]
     if options.get("bug"):
         parts.append(f"bug {options['bug']}" + (" (repaired)" if options["repaired"] else ""))
@@ -62,9 +66,11 @@ def _environment(result: Result) -> str:
     )
 
 
-def _warmup(result: Result) -> str:
+def warmup_line(result: Result) -> str:
+    """Return what the warm-up did."""
     warm = result.warmup
     end = "converged" if warm.converged else "did not converge"
+    end += "; done by an earlier run" if warm.reused else ""
     return (
         f"plan {warm.plan}: {warm.batches} batches, {warm.rounds} rounds, {warm.compiles} compiles "
         f"({warm.graphs} graphs, {warm.graph_breaks} graph breaks) in {warm.seconds:.1f} s; {end}"
@@ -73,8 +79,10 @@ def _warmup(result: Result) -> str:
 
 def _traffic(result: Result) -> str:
     traffic = result.traffic
+    corpus = f"{traffic.corpus} recorded sessions, " if traffic.corpus else ""
     return (
-        f"{traffic.examples} examples, {traffic.batches} batches ({traffic.text_only} text only), "
+        f"{corpus}{traffic.examples} examples, {traffic.batches} batches "
+        f"({traffic.text_only} text only), "
         f"{traffic.requests} requests, {traffic.images} images, {traffic.videos} videos; "
         f"seed {result.seed}"
     )
@@ -96,8 +104,13 @@ def _strict(result: Result) -> str:
             ("triton compiles", strict.triton_compiles),
         )
     ]
+    refused = (
+        f"{strict.refusals} refused calls"
+        if strict.refusing
+        else "calls could not be refused (out of process)"
+    )
     return (
-        f"{strict.compiles} compiles, {strict.refusals} refused calls, {', '.join(known)}; "
+        f"{strict.compiles} compiles, {refused}, {', '.join(known)}; "
         f"{strict.batches} batches in {strict.seconds:.1f} s, {share:.0%} of it in forwards"
     )
 
@@ -117,6 +130,11 @@ def _logits(result: Result) -> str:
     if parity.worst is None:
         return "none compared"
     worst = parity.worst
+    if worst.ratio is None or worst.error is None:
+        return (
+            f"{parity.tokens_compared} tokens compared with {parity.reference}; NaN or Inf at "
+            f"request {worst.request}, token {worst.token} ({worst.modality})"
+        )
     return (
         f"{parity.tokens_compared} tokens compared with {parity.reference}; worst error "
         f"{worst.error:.2g}, {worst.ratio:.2g} of what is allowed (request {worst.request}, token "
@@ -126,5 +144,8 @@ def _logits(result: Result) -> str:
 
 def _canary(result: Result) -> str:
     canary = result.parity.canary
-    changes = ", ".join(f"{name} by {change:.3g}" for name, change in canary.changes.items())
+    changes = ", ".join(
+        f"{name} by {'NaN or Inf' if change is None else format(change, '.3g')}"
+        for name, change in canary.changes.items()
+    )
     return f"{canary.moved} of {canary.applied} modalities move the logits ({changes})"

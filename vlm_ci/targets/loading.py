@@ -9,6 +9,9 @@ from vlm_ci.errors import UsageError
 from vlm_ci.families.base import check_envelope
 from vlm_ci.importing import import_object
 from vlm_ci.targets import models
+from vlm_ci.targets.answers import MEMBERS, call_implemented, check_members, raised_at
+from vlm_ci.targets.protocol import DTYPES
+from vlm_ci.targets.trial import try_encoding
 
 if TYPE_CHECKING:
     import torch
@@ -17,17 +20,23 @@ if TYPE_CHECKING:
     from vlm_ci.targets.transformers_twin import Mutate
     from vlm_ci.traffic.envelope import Envelope
 
-DTYPES = ("float32", "bfloat16", "float16", "float64")
-
 _live: weakref.ref[Any] | None = None
 
 
 def is_factory(name: str) -> bool:
-    """Whether a target's name has the form ``package.module:factory``."""
+    """Whether ``name`` is ``package.module:factory``: a target that brings everything itself.
+
+    ``package.module:MODEL`` is none, because options apply to a model. Imports the module.
+
+    Raises:
+        UsageError: the module cannot be imported, or has no such attribute.
+    """
     from vlm_ci import families
 
     head, colon, _ = name.partition(":")
-    return bool(colon) and head not in families.names()
+    if not colon or head in families.names():
+        return False
+    return not isinstance(import_object("target", name), models.Model)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -82,10 +91,10 @@ def load_target(
 ) -> Target:
     """Build a target: eager and compiled twins, the observers registered, nothing compiled yet.
 
-    ``name`` is a tiny model (``qwen3-vl-tiny``), ``FAMILY:CHECKPOINT`` (a folder or a hub id), or
-    ``package.module:factory``, whose factory is called without arguments and returns an object
-    with the Target protocol; the other arguments do not apply to it. ``mutate(model)`` changes
-    the compiled twin before it is compiled.
+    ``name`` is a tiny model (``qwen3-vl-tiny``), ``FAMILY:CHECKPOINT`` (a folder or a hub id),
+    ``package.module:MODEL``, a ``vlm_ci.Model`` of the user's, or ``package.module:factory``, whose
+    factory is called without arguments and returns an object with the Target protocol; the other
+    arguments do not apply to it. ``mutate(model)`` changes the compiled twin before it is compiled.
 
     Dynamo's cache belongs to code objects, so that a second target of the same class would run on
     what the first one compiled. Therefore one target is alive at a time: close it first.
@@ -93,7 +102,6 @@ def load_target(
     Raises:
         UsageError: bad input, or another target is still alive.
     """
-    global _live
     alive = _live() if _live is not None else None
     if alive is not None:
         raise UsageError(
@@ -113,9 +121,10 @@ def load_target(
             fullgraph=fullgraph,
             recompile_limit=recompile_limit,
         )
-        chosen = envelope or source.family.envelope(source.config)
+        chosen = envelope or source.envelope()
         check_envelope(source.family, source.config, chosen)
         torch_device, torch_dtype = resolve_device(device), resolve_dtype(dtype)
+        try_encoding(source, chosen, device=torch_device, dtype=torch_dtype)
         from vlm_ci.targets.transformers_twin import TransformersTwin
 
         target = TransformersTwin(
@@ -127,8 +136,7 @@ def load_target(
             envelope=chosen,
             mutate=mutate,
         )
-    _live = weakref.ref(target, _forget)
-    _wrap_close(target)
+    _take_charge(target)
     return target
 
 
@@ -137,43 +145,48 @@ def _forget(_: object) -> None:
     _live = None
 
 
-def _wrap_close(target: Any) -> None:
-    close = target.close
+def _take_charge(target: Any) -> None:
+    """Remember the target until its ``close`` is called; ``close`` and ``reset`` are checked."""
+    global _live
+    close, reset = target.close, target.reset
 
     def close_and_forget() -> None:
-        close()
+        call_implemented(target, "close", close)
         _forget(None)
 
-    target.close = close_and_forget
+    def checked_reset() -> None:
+        call_implemented(target, "reset", reset)
+
+    try:
+        target.close, target.reset = close_and_forget, checked_reset
+        _live = weakref.ref(target, _forget)
+    except (AttributeError, TypeError) as error:
+        raise UsageError(
+            f"target {target.name!r} is a {type(target).__name__} that takes no further "
+            f"attributes ({error}): vlm_ci replaces its close and reset; leave out __slots__ and "
+            "frozen=True"
+        ) from None
 
 
 def _from_factory(name: str) -> Target:
-    from vlm_ci.targets.protocol import Target
-
     factory = import_object("target", name)
     if not callable(factory):
-        raise UsageError(f"target {name!r} is not a function that returns a target")
+        raise UsageError(
+            f"target {name!r} is a {type(factory).__name__}: it must be a vlm_ci.Model, or a "
+            "function that returns a target"
+        )
     try:
-        target = factory()
+        target: Any = factory()
     except UsageError:
         raise
     except Exception as error:
-        raise UsageError(f"target {name!r} raised {type(error).__name__}: {error}") from error
-    if not isinstance(target, Target):
-        members = (
-            "name",
-            "envelope",
-            "capabilities",
-            "run_eager",
-            "run_compiled",
-            "warm_up",
-            "stats",
-            "reset",
-            "close",
-        )
-        missing = [member for member in members if not hasattr(target, member)]
+        raise UsageError(f"target {name!r} raised {raised_at(error)}") from error
+    missing = [member for member in MEMBERS if not hasattr(target, member)]
+    if missing:
         raise UsageError(
             f"target {name!r} returned something of type {type(target).__name__} without "
             f"{', '.join(missing)}: see vlm_ci.targets.protocol.Target"
         )
-    return target
+    check_members(target)
+    loaded: Target = target
+    return loaded

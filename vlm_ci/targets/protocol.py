@@ -1,4 +1,8 @@
-"""The seam through which an engine is adopted. Imports torch for type checking only."""
+"""The seam through which an engine is adopted. Imports torch for type checking only.
+
+``vlm_ci.targets.answers`` holds a target to what is written here; docs/own-model.md shows two
+complete ones.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +17,18 @@ if TYPE_CHECKING:
     from vlm_ci.watch.watcher import Watcher
 
 
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+LOGITS = ("full", "top-k")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
     """What a target can do.
 
-    ``in_process`` targets run in this process, so that calls that would compile can be refused;
-    others supply their counts through ``stats()``. ``logits`` is "full", or "top-k" where only
-    the largest log-probabilities come back. ``contexts`` are those of ``Batch.context`` that the
-    target can run.
+    ``in_process`` targets compile in this process, so that calls that would compile can be
+    refused; others have to count compilations themselves (``Stats.compiles``). ``logits`` is
+    "full", or "top-k" where only the largest log-probabilities come back; it holds for every
+    answer. ``contexts`` are those of ``Batch.context`` that the target can run.
     """
 
     in_process: bool = True
@@ -32,19 +40,28 @@ class Capabilities:
 class Output:
     """What the model answered to one batch.
 
-    ``logits`` is [requests, padded length, vocabulary]; ``token_kinds`` is int8 [requests, padded
-    length] on the CPU with -1 at padding, 0 at text, 1 at image and 2 at video positions.
+    ``logits`` is [requests, padded length, vocabulary], a floating-point tensor; ``token_kinds``
+    is int8 [requests, padded length] on the CPU with -1 at padding, 0 at text, 1 at image and 2 at
+    video positions. What stands at padding is never looked at.
+
+    A target that returns only the k most likely tokens gives ``token_ids``, int64 [requests,
+    padded length, k], in any order and none twice; ``logits``, of the same shape, then holds their
+    log-probabilities in nats, -inf where the probability is 0.
     """
 
     logits: torch.Tensor
     token_kinds: torch.Tensor
+    token_ids: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
-    """Counts since the target was loaded, as far as it knows them; None is "not known".
+    """Counts since the target was loaded or reset, as far as it knows them; None is "not known".
 
-    ``forward_seconds`` is the time inside the model's forward, eager and compiled together.
+    They never fall. ``compiles`` counts compilations, ``graphs`` calls of the compiler's backend,
+    ``regions`` executions of compiled regions, ``captures`` and ``replays`` those of CUDA graphs,
+    ``eager_falls`` calls that should have run compiled and did not. ``forward_seconds`` is the time
+    inside the model's forward, eager and compiled together.
     """
 
     compiles: int | None = None
@@ -58,7 +75,10 @@ class Stats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetInfo:
-    """What a report says about a target."""
+    """What a report says about a target; ``dtype``, one of ``DTYPES``, chooses the tolerance.
+
+    A target may carry one as its attribute ``info``; without it float32 on the CPU is assumed.
+    """
 
     name: str
     recipe: str
@@ -70,7 +90,11 @@ class TargetInfo:
 
 @runtime_checkable
 class Target(Protocol):
-    """A model under test: an eager and a compiled twin behind one interface."""
+    """A model under test: an eager and a compiled twin behind one interface.
+
+    A method ``run_perturbed(batch, modality)`` may be added (see ``WatchedTarget``). Without it
+    nothing proves that images move the logits, and the result says so.
+    """
 
     name: str
     envelope: Envelope

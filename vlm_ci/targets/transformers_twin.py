@@ -23,7 +23,7 @@ from vlm_ci.watch.watcher import Watcher
 
 if TYPE_CHECKING:
     from vlm_ci.families.base import Encoded
-    from vlm_ci.targets.models import ModelSource
+    from vlm_ci.targets.models import Model
     from vlm_ci.traffic.envelope import Envelope
 
 Mutate = Callable[[Any], None]
@@ -40,7 +40,7 @@ class TransformersTwin:
 
     def __init__(
         self,
-        source: ModelSource,
+        source: Model,
         *,
         recipe: str,
         options: CompileOptions,
@@ -121,7 +121,7 @@ class TransformersTwin:
                 module, self.watcher.observe(names[id(module)], module.forward)
             )
 
-        parts = self._source.family.parts(self._compiled)
+        parts = self._source.parts(self._compiled)
         try:
             self._compile_parts(parts, compile_module)
         except (UsageError, KeyboardInterrupt):
@@ -189,9 +189,7 @@ class TransformersTwin:
             raise UsageError(f"target {self.name} is closed")
 
         def make_inputs() -> Encoded:
-            encoded = self._source.family.encode(
-                self._source.config, batch, device=self._device, dtype=self._dtype
-            )
+            encoded = self._source.encode(batch, device=self._device, dtype=self._dtype)
             return change(encoded) if change else encoded
 
         def forward(encoded: Encoded) -> Output:

@@ -21,7 +21,7 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ``token_side`` is the number of pixels along one side of a merged visual token; it is None
     where every image costs ``tokens_per_image`` whatever its size. Frames are grouped by
     ``frames_per_group``, and a last incomplete group counts as a whole one. The overheads are
-    the delimiter and timestamp tokens around one image and around one group of frames.
+    the delimiter and timestamp tokens around one image, one group of frames and one whole video.
     """
 
     token_side: int | None = 28
@@ -29,6 +29,7 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     frames_per_group: int = 2
     image_overhead: int = 0
     frame_overhead: int = 0
+    video_overhead: int = 0
 
     def grid(self, item: Image | Video) -> tuple[int, int]:
         """Return rows and columns of merged visual tokens of one image or one frame group."""
@@ -54,7 +55,8 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             return item.tokens
         if isinstance(item, Image):
             return self.visual_tokens(item) + self.image_overhead
-        return self.visual_tokens(item) + self.frame_groups(item) * self.frame_overhead
+        groups = self.frame_groups(item)
+        return self.visual_tokens(item) + groups * self.frame_overhead + self.video_overhead
 
 
 class Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -11,6 +11,7 @@ from vlm_ci.traffic.envelope import Envelope
 from vlm_ci.traffic.spec import Batch, Session
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 PLAN_SCHEMA = "vlm-ci/plan/1"
@@ -41,6 +42,23 @@ def read_traffic(path: Path) -> Session:
     """
     session: Session = _load(path, Session, "traffic")
     return session
+
+
+def read_corpus(folders: Iterable[Path]) -> dict[str, Session]:
+    """Read every traffic file (*.json) of some folders, by file name, each session once.
+
+    A folder that is not there holds nothing.
+
+    Raises:
+        UsageError: a file is not valid; the message names the place in it.
+    """
+    sessions: dict[str, Session] = {}
+    for folder in folders:
+        for path in sorted(folder.glob("*.json")):
+            session = read_traffic(path)
+            if session not in sessions.values():
+                sessions[path.name] = session
+    return sessions
 
 
 def read_plan(path: Path) -> tuple[Batch, ...]:

@@ -7,6 +7,7 @@ artifact (``vlm_ci.traffic.files`` reads and writes them).
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -106,6 +107,9 @@ class Batch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, repr_omit_d
             raise ValueError(f"Batch.seed must be at most {MAX_SEED}, not {self.seed}")
         check_choice("Batch.padding", self.padding, PADDING_SIDES)
         check_choice("Batch.context", self.context, CONTEXTS)
+        # The repr leaves defaults out where they are the same object: after decoding they are not.
+        for name in ("padding", "context"):
+            msgspec.structs.force_setattr(self, name, sys.intern(getattr(self, name)))
 
     @property
     def modalities(self) -> frozenset[str]:

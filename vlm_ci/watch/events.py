@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -24,3 +25,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     step: int
     frame: str = ""
     evidence: dict[str, Any] = {}
+
+
+def region_class(name: str) -> str:
+    """Name all layers of one kind alike: ``layers.3`` becomes ``layers.*``."""
+    return re.sub(r"\.\d+(?=\.|$)", ".*", name)

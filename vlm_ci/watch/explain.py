@@ -7,7 +7,7 @@ the cause only where no difference explains the refusal.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vlm_ci.watch.signatures import STATE, Difference, Nearest, Signature, nearest
@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """Why a call was refused. ``key`` names the cause whatever the sizes."""
+    """Why a call was refused. ``key`` names the cause whatever the sizes; ``call`` shows the
+    refused call beside the nearest one of warm-up, argument by argument (path, now, warm)."""
 
     key: str
     cause: str
     advice: str
     differences: tuple[Difference, ...]
+    call: tuple[dict[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +99,25 @@ def explain(
 ) -> Explanation:
     """Find the cause of a refusal."""
     match = nearest(signature, warmed) if signature is not None else None
+    found = _explain(guards, match)
+    if signature is None or match is None:
+        return found
+    return replace(found, call=side_by_side(signature, match.warm))
+
+
+def side_by_side(now: Signature, warm: Signature) -> tuple[dict[str, str], ...]:
+    """Describe every argument of two calls, and the process state where it differs."""
+    rows = []
+    for path in dict.fromkeys([*warm.aspects, *now.aspects]):
+        if path != STATE:
+            rows.append((path, now.describe(path), warm.describe(path)))
+            continue
+        old, new = warm.aspects[path], now.aspects[path]
+        rows += [(name, str(new[name]), str(old[name])) for name in new if new[name] != old[name]]
+    return tuple({"path": path, "now": new, "warm": old} for path, new, old in rows)
+
+
+def _explain(guards: tuple[str, ...], match: Nearest | None) -> Explanation:
     differences = _decisive(match) if match else ()
     if differences:
         return Explanation(

@@ -152,6 +152,7 @@ def preserving_state() -> Iterator[None]:
 _TRIGGERS = {
     CallbackTrigger.DYNAMO: "compile",
     CallbackTrigger.LAZY_BACKWARD: "compile",
+    # torch 2.11 to 2.13 do not raise it ("temporarily disabled"); the next one may.
     CallbackTrigger.TRITON_AUTOTUNING: "triton-compile",
 }
 
@@ -207,14 +208,29 @@ def reporting_limits(report: Callable[[str, str], None]) -> Iterator[None]:
     """
     logger = logging.getLogger("torch._dynamo.convert_frame")
     handler = _LimitHandler(report)
-    propagate = logger.propagate
+    propagate, level = logger.propagate, logger.level
     logger.addHandler(handler)
     logger.propagate = False
+    if not logger.isEnabledFor(logging.WARNING):  # TORCH_LOGS=-dynamo silences it
+        logger.setLevel(logging.WARNING)
     try:
         yield
     finally:
         logger.removeHandler(handler)
         logger.propagate = propagate
+        logger.setLevel(level)
+
+
+def keep_trace_to_itself() -> None:
+    """Take foreign handlers off torch's structured trace; its own one, of TORCH_TRACE, stays.
+
+    pytest 9.2 attaches its handler to every logger that does not propagate. On this one it makes
+    torch build the whole trace, and fills a failure's report with thousands of empty lines.
+    """
+    logger = logging.getLogger("torch.__trace")
+    for handler in list(logger.handlers):
+        if not type(handler).__module__.startswith("torch."):
+            logger.removeHandler(handler)
 
 
 def intercept_calls(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections import Counter
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vlm_ci.watch import internals
-from vlm_ci.watch.events import Event
+from vlm_ci.watch.events import Event, region_class
 from vlm_ci.watch.signatures import Binder, Signature
 
 if TYPE_CHECKING:
@@ -44,6 +43,7 @@ class Watcher:
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.phase = "load"
+        self.sign_all = False  # take the signature of every call, also in the strict phase
         self._run_start = 0
         self.step = 0
         self.regions = 0  # compiled regions executed since the start
@@ -96,6 +96,7 @@ class Watcher:
 
     def begin_step(self) -> None:
         """Begin the next forward: what follows belongs to it."""
+        internals.keep_trace_to_itself()
         with self._lock:
             self.step += 1
             self._calls, self._refused = [], []
@@ -130,7 +131,7 @@ class Watcher:
             @wraps(compiled)
             def call(*args: Any, **kwargs: Any) -> Any:
                 record = Call(region=name, take_signature=lambda: bind(args, kwargs))
-                if self.phase != "strict":
+                if self.phase != "strict" or self.sign_all:
                     record.signature = record.take_signature()
                 stack = self._stack_of_calls()
                 stack.append(record)
@@ -202,11 +203,6 @@ class Watcher:
 
 def _gone() -> Signature:
     raise RuntimeError("the call is over and its arguments are no longer held")
-
-
-def region_class(name: str) -> str:
-    """Name all layers of one kind alike: ``layers.3`` becomes ``layers.*``."""
-    return re.sub(r"\.\d+(?=\.|$)", ".*", name)
 
 
 class _reporting_captures(ExitStack):

@@ -1,0 +1,280 @@
+"""What the plugin knows in one pytest session: settings, the live target, results."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import pytest
+
+from vlm_ci.errors import UsageError
+from vlm_ci.plugin import configuration
+from vlm_ci.plugin.carrier import CARRIER
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from vlm_ci.result import Result
+    from vlm_ci.runner import WarmSlot
+    from vlm_ci.settings import Layer, Settings
+    from vlm_ci.targets.protocol import Target
+
+ITEM_RESULTS = pytest.StashKey[list["Result"]]()
+REFUSED = pytest.StashKey[bool]()
+# What tells one target from another; tests that agree in these share a warm target.
+TARGET_FIELDS = (
+    "target", "recipe", "backend", "device", "dtype", "dynamic", "mode", "fullgraph",
+    "recompile_limit", "envelope", "bug", "repaired",
+)  # fmt: skip
+
+
+class VlmSession:
+    """State of the plugin in one process. ``results`` holds a result and its folder for each run;
+    ``refused`` says that a test met bad input."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        """Read the command line and the ini file.
+
+        Raises:
+            UsageError: a value is wrong.
+        """
+        self.config = config
+        self.results: list[tuple[Result, str]] = []
+        self.refused = False
+        self._flat = True
+        self._runs: Counter[str] = Counter()
+        self._target: Target | None = None
+        self._key: tuple[Any, ...] = ()
+        self._slot: WarmSlot | None = None
+        self._arguments = configuration.given_arguments(config)
+        self._ini = configuration.given_ini(config)
+        if self.configured:
+            self._settings([])  # a wrong value ends the session before anything is collected
+
+    @property
+    def in_worker(self) -> bool:
+        """Whether this process is a worker of xdist."""
+        return hasattr(self.config, "workerinput")
+
+    @property
+    def configured(self) -> bool:
+        """Whether the command line or the ini file says anything of vlm_ci."""
+        return bool(self._arguments or self._ini)
+
+    # -- settings ----------------------------------------------------------------------------
+
+    def _settings(self, markers: Sequence[Layer]) -> Settings:
+        from vlm_ci.settings import Layer, Settings
+
+        name = configuration.ini_name(self.config)
+        ini = Layer(
+            values=self._ini,
+            wording=lambda option: f"{configuration.as_ini(option)} in {name}",
+            folder=configuration.ini_folder(self.config),
+        )
+        arguments = Layer(values=self._arguments, wording=configuration.as_argument)
+        return Settings.from_layers([ini, *markers, arguments])
+
+    def settings_of(self, item: pytest.Item, target: str | None = None) -> Settings:
+        """Return the settings of one test: command line over marker over ini file.
+
+        ``target`` chooses one of several.
+
+        Raises:
+            UsageError: something is wrong in its markers.
+        """
+        try:
+            settings = self._settings(configuration.layers_of_markers(item))
+        except UsageError as error:
+            raise UsageError(f"{item.nodeid}: {error}") from None
+        return settings.for_target(target) if target is not None else settings
+
+    def targets_of(self, item: pytest.Item) -> tuple[str, ...]:
+        """Return the names of the targets that a test runs against."""
+        try:
+            return self.settings_of(item).targets
+        except UsageError:
+            return ()  # the markers are checked once everything is collected
+
+    def order(self, tests: Sequence[pytest.Item]) -> list[pytest.Item]:
+        """Check each test's settings; return the tests with those of one target side by side,
+        and of these those of one warm-up plan.
+
+        Raises:
+            UsageError: something is wrong in a marker.
+        """
+        groups: dict[tuple[Any, ...], dict[str, list[pytest.Item]]] = {}
+        for item in tests:
+            callspec = getattr(item, "callspec", None)
+            name = callspec.params.get("vlm_settings") if callspec is not None else None
+            key, plan = (), ""
+            try:
+                settings = self.settings_of(item, name)
+                key, plan = _key(settings), settings.warmup
+            except UsageError:
+                # A worker that stops here looks like one that crashed: let the test say it.
+                if not self.in_worker:
+                    raise
+            groups.setdefault(key, {}).setdefault(plan, []).append(item)
+        checks = [item for item in tests if "vlm_check" in getattr(item, "fixturenames", ())]
+        self._flat = len(checks) <= 1
+        return [item for plans in groups.values() for plan in plans.values() for item in plan]
+
+    # -- the live target ---------------------------------------------------------------------
+
+    def lease(self, settings: Settings) -> Target:
+        """Return the target of these settings: the one that is alive if it is that one.
+
+        Raises:
+            UsageError: it cannot be built.
+        """
+        from vlm_ci import runner
+
+        if self._target is None or self._key != _key(settings):
+            self.close()
+            self._target, self._key = runner.build_target(settings), _key(settings)
+        return self._target
+
+    def owns(self, target: Target) -> bool:
+        """Whether the plugin built this target, by its name."""
+        return target is self._target
+
+    def close(self) -> None:
+        """Close the live target, if there is one."""
+        target, self._target = self._target, None
+        if target is not None:
+            target.close()
+
+    def discard(self) -> None:
+        """Forget a live target that may be broken: the next test builds it anew."""
+        self.close()
+        self._slot = None
+
+    # -- a run -------------------------------------------------------------------------------
+
+    def check(self, item: pytest.Item, settings: Settings, target: Target) -> Result:
+        """Run a check for a test, and keep its result.
+
+        Raises:
+            UsageError: bad input.
+        """
+        from dataclasses import replace
+
+        from vlm_ci import runner
+
+        carrier: Any = self.config.pluginmanager.get_plugin(CARRIER)
+        out = self._out(item, settings)
+        if self._slot is None:
+            self._slot = runner.WarmSlot()
+        result = runner.run(
+            replace(settings, out=out),
+            target,
+            carrier.progress if carrier else None,
+            test=item.nodeid,
+            name=settings.target if self.owns(target) else None,
+            slot=self._slot,
+        )
+        item.stash.setdefault(ITEM_RESULTS, []).append(result)
+        self._keep(result, str(out))
+        return result
+
+    def _out(self, item: pytest.Item, settings: Settings) -> Path:
+        """Return a folder of its own for each test, and for each further run of a test.
+
+        The only test of a session has the folder that the options name.
+        """
+        out = settings.out if self._flat else settings.out / _slug(item.nodeid)
+        self._runs[item.nodeid] += 1
+        repeated = self._runs[item.nodeid]
+        return out if repeated == 1 else out / f"run-{repeated}"
+
+    def _keep(self, result: Result, out: str) -> None:
+        self.results.append((result, out))
+        carrier: Any = self.config.pluginmanager.get_plugin(CARRIER)
+        if carrier:
+            carrier.results.append(result)
+
+    def refuse(self, item: pytest.Item, error: UsageError) -> NoReturn:
+        """Fail a test for bad input: one message, and exit code 4 in the end."""
+        self.refused = item.stash[REFUSED] = True
+        raise pytest.fail.Exception(str(error), pytrace=False) from None
+
+    # -- workers -----------------------------------------------------------------------------
+
+    def attach(self, item: pytest.Item, report: pytest.TestReport) -> None:
+        """Hand what a test has left to its report, as plain data."""
+        if not self.in_worker:
+            return
+        results = item.stash.get(ITEM_RESULTS, [])
+        if report.when == "call" and results:
+            import msgspec
+
+            known = [pair for pair in self.results if any(pair[0] is one for one in results)]
+            carried = [(msgspec.json.encode(result).decode(), out) for result, out in known]
+            report.__dict__["vlm_ci_results"] = carried  # xdist carries what is plain data
+        if item.stash.get(REFUSED, False):
+            report.__dict__["vlm_ci_refused"] = True
+
+    def receive(self, report: Any) -> None:
+        """Take what a worker's report carries; for a worker that died, what it left on disk."""
+        if report.when == "???":
+            self._salvage(report.nodeid)
+        self.refused |= getattr(report, "vlm_ci_refused", False)
+        carried = getattr(report, "vlm_ci_results", ())
+        if carried:
+            import msgspec
+
+            from vlm_ci.result import Result
+
+            for content, out in carried:
+                self._keep(msgspec.json.decode(content, type=Result), out)
+
+    def _salvage(self, nodeid: str) -> None:
+        from vlm_ci import artifacts
+
+        settings = self._settings([])
+        for out in (settings.out / _slug(nodeid), settings.out):
+            result = artifacts.salvage(out, nodeid)
+            if result is not None:
+                self._keep(result, str(out))
+                return
+
+    # -- reporting ---------------------------------------------------------------------------
+
+    def header(self) -> str:
+        """Return the header line."""
+        from vlm_ci.environment import version_of
+
+        settings = self._settings([])
+        return (
+            f"vlm-ci: torch {version_of('torch')}, transformers {version_of('transformers')}, "
+            f"device {settings.device}, target {settings.target}, recipe {settings.recipe}, "
+            f"backend {settings.backend}, profile {settings.profile} "
+            f"({settings.examples} examples)"
+        )
+
+    def summary(self) -> list[str]:
+        """Return the lines of the summary section: one block for each run."""
+        if not self.results:
+            return []
+        from vlm_ci.report.terminal import summary
+
+        lines: list[str] = []
+        for result, out in self.results:
+            if lines:
+                lines.append("")
+            lines += summary(result, out)
+        return lines
+
+
+def _key(settings: Settings) -> tuple[Any, ...]:
+    return tuple(getattr(settings, name) for name in TARGET_FIELDS)
+
+
+def _slug(nodeid: str) -> str:
+    from zlib import crc32
+
+    name = re.sub(r"[^\w.-]+", "-", nodeid).strip("-")
+    return name if len(name) <= 120 else f"{name[:110]}-{crc32(nodeid.encode()):08x}"

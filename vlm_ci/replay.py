@@ -1,0 +1,281 @@
+"""Replay: one recorded session again, after the same warm-up, and all that is known of it said."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from vlm_ci import evidence, runner
+from vlm_ci.environment import describe
+from vlm_ci.errors import UsageError
+from vlm_ci.failures import Failure, headline, render
+from vlm_ci.options import DEFAULT_CORPUS
+from vlm_ci.report import replay as report
+from vlm_ci.report.terminal import line, target_line, warmup_line
+from vlm_ci.settings import Layer, Settings
+from vlm_ci.targets.loading import is_factory
+from vlm_ci.traffic.files import pretty, read_corpus, read_traffic
+from vlm_ci.traffic.spec import TRAFFIC_SCHEMA, Session
+from vlm_ci.warmup import Plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vlm_ci.evidence import FailureFile
+    from vlm_ci.listeners import Progress
+    from vlm_ci.result import Result
+    from vlm_ci.strict import Step
+    from vlm_ci.targets.protocol import Target
+    from vlm_ci.traffic.envelope import Envelope, Geometry
+
+FIXED, FAILS, INTERRUPTED = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recording:
+    """What is to be replayed: a recorded failure, or traffic alone (then ``file`` is None)."""
+
+    name: str
+    session: Session | None
+    file: FailureFile | None = None
+    failure: Failure | None = None
+    notes: tuple[str, ...] = ()
+
+
+def replay(
+    name: str,
+    given: dict[str, Any],
+    *,
+    results: Path,
+    corpus: Path | None,
+    keep: bool,
+    say: Callable[[str], object],
+    progress: Progress | None = None,
+) -> int:
+    """Replay what ``name`` stands for; returns 0 where all of it passes now, 1 where it fails.
+
+    ``given`` are options that win over the recorded ones; ``results`` is where the node id of a
+    test is looked up. ``keep`` puts the traffic into ``corpus`` first. Nothing that was recorded
+    is changed.
+
+    Raises:
+        UsageError: there is no such recording, or it cannot be run here.
+    """
+    recordings = find(name, results)
+    worst = FIXED
+    bench = _Bench(progress)
+    try:
+        for index, recording in enumerate(recordings):
+            if index:
+                say("")
+            if keep:
+                say(line("kept", _keep(recording, corpus or Path(DEFAULT_CORPUS))))
+            worst = max(worst, bench.replay(recording, given, say))
+            if worst == INTERRUPTED:
+                break
+    finally:
+        bench.close()
+    return worst
+
+
+def find(name: str, results: Path) -> list[Recording]:
+    """Read what ``name`` stands for: recorded failures, or a traffic file.
+
+    Raises:
+        UsageError: there is none, or a file is broken.
+    """
+    path = Path(name)
+    if path.is_file() and _is_traffic(path):
+        return [Recording(name=name, session=read_traffic(path))]
+    return [
+        Recording(
+            name=str(recorded.path.parent if recorded.path.name == "failure.json" else path),
+            session=recorded.failure.traffic,
+            file=recorded.file,
+            failure=recorded.failure,
+            notes=recorded.notes,
+        )
+        for recorded in evidence.find(name, results)
+    ]
+
+
+def _is_traffic(path: Path) -> bool:
+    try:
+        content = msgspec.json.decode(path.read_bytes())
+    except (OSError, msgspec.DecodeError):
+        return False
+    schema = content.get("schema") if isinstance(content, dict) else None
+    return schema == TRAFFIC_SCHEMA or (isinstance(content, dict) and "batches" in content)
+
+
+def _keep(recording: Recording, corpus: Path) -> str:
+    """Put traffic into the corpus; returns where it lies."""
+    if recording.session is None:
+        return "nothing: this failure has no traffic"
+    try:
+        for name, session in read_corpus([corpus]).items():
+            if session == recording.session:
+                return f"{corpus / name} (it was there already)"
+        words = headline(recording.failure) if recording.failure else Path(recording.name).stem
+        slug = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")[:48].rstrip("-")
+        content = pretty(recording.session)
+        path = corpus / f"{slug}-{zlib.crc32(content):08x}.json"
+        corpus.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    except OSError as error:
+        raise UsageError(f"cannot write to the corpus {corpus}: {error.strerror}") from None
+    return f"{path}: every later run tries it first"
+
+
+class _Bench:
+    """The target of the last recording; recordings of one run share it, warm."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+        self._target: Target | None = None
+        self._key: object = None
+        self._slot = runner.WarmSlot()
+
+    def close(self) -> None:
+        target, self._target = self._target, None
+        if target is not None:
+            target.close()
+
+    def replay(
+        self, recording: Recording, given: dict[str, Any], say: Callable[[str], object]
+    ) -> int:
+        from vlm_ci.checker import Checker, CheckSettings
+        from vlm_ci.listeners import Silent
+
+        file = recording.file
+        if file is not None and not file.loadable and not given.get("target"):
+            raise UsageError(
+                f"{recording.name} was recorded on {file.target}, which {file.test} built itself: "
+                "run that test again, or name the target with --target package.module:factory"
+            )
+        settings = settings_of(recording, given)
+        say(line("replay", recording.name))
+        if recording.failure is not None:
+            say(line("recorded", headline(recording.failure)))
+        for note in recording.notes:
+            say(line("differs", f"{note}; trying anyway"))
+        target = self._load(settings, _envelope(recording, given))
+        plan = _plan(recording, given, settings, target)
+        if recording.session is not None:
+            for batch in recording.session.batches:
+                if reason := target.envelope.violation(batch):
+                    raise UsageError(
+                        f"the traffic of {recording.name} is outside the envelope of "
+                        f"{settings.target}: {reason}"
+                    )
+        checker = Checker(
+            target,
+            CheckSettings(plan=plan, command="replay", target=settings.target),
+            self._progress or Silent(),
+            warmed=self._slot.take(target, plan),
+        )
+        result = checker.result
+        if settings.bug is not None:
+            result.options |= {"bug": settings.bug, "repaired": settings.repaired}
+        say(line("target", target_line(result)))
+        if recording.file is not None:
+            now = describe(settings.device)
+            for text in report.differences(recording.file.environment, now):
+                say(text)
+        self._serve(recording, checker, say)
+        self._slot.put(target, checker.warmed)
+        if result.verdict == "interrupted":
+            return INTERRUPTED
+        return _judge(recording, result, target.envelope.geometry, say)
+
+    def _serve(self, recording: Recording, checker: Any, say: Callable[[str], object]) -> None:
+        total = len(recording.session.batches) if recording.session else 0
+        geometry = checker.target.envelope.geometry
+        number = 0
+
+        def on_step(step: Step) -> None:
+            nonlocal number
+            number += 1
+            if number == 1:
+                say(line("warm-up", warmup_line(checker.result)))
+            for text in report.step(step, number, total, geometry):
+                say(text)
+
+        checker.replay(recording.session, on_step)
+        if not number:
+            say(line("warm-up", warmup_line(checker.result)))
+
+    def _load(self, settings: Settings, envelope: Envelope | None) -> Target:
+        key = (settings, envelope)
+        if self._target is None or key != self._key:
+            self.close()
+            runner.prepare(settings)
+            self._target = runner.build_target(settings, envelope=envelope)
+            self._key = key
+        return self._target
+
+
+def _judge(
+    recording: Recording, result: Result, geometry: Geometry, say: Callable[[str], object]
+) -> int:
+    for failure in result.failures:
+        say("")
+        say(render(failure, geometry=geometry))
+    say("")
+    say(line("verdict", report.outcome(recording.failure, result.failures)))
+    return FAILS if result.failures else FIXED
+
+
+def settings_of(recording: Recording, given: dict[str, Any]) -> Settings:
+    """Return the settings of a recorded run, under what is given now.
+
+    Raises:
+        UsageError: a given value is wrong, or a target of one's own cannot be imported.
+    """
+    file = recording.file
+    if file is None:
+        return Settings.from_mapping(given)
+    dynamic = {True: "true", False: "false", None: "auto"}
+    recorded: dict[str, Any] = {
+        "target": file.target,
+        "recipe": file.recipe,
+        "backend": file.backend,
+        "warmup": file.warmup,
+        **{name: file.options.get(name) for name in ("device", "dtype", "mode", "bug")},
+        "recompile_limit": file.options.get("recompile_limit"),
+        "fullgraph": file.options.get("fullgraph"),
+        "repaired": file.options.get("repaired"),
+    }
+    if "dynamic" in file.options:
+        recorded["dynamic"] = dynamic.get(file.options["dynamic"], "true")
+    if is_factory(file.target):  # it brings all of this itself
+        recorded = {name: recorded[name] for name in ("target", "warmup")}
+    label = f"in {recording.name}"
+    return Settings.from_layers(
+        [
+            Layer(values=recorded, wording=lambda option: f"{option.field} {label}"),
+            Layer(values=given),
+        ]
+    )
+
+
+def _envelope(recording: Recording, given: dict[str, Any]) -> Envelope | None:
+    """Return the recorded envelope, unless another one or another target is asked for."""
+    if recording.file is None or given.get("envelope") or given.get("target"):
+        return None
+    return recording.file.envelope
+
+
+def _plan(recording: Recording, given: dict[str, Any], settings: Settings, target: Target) -> Plan:
+    """Return the recorded plan, unless another one is asked for."""
+    file = recording.file
+    if file is None or not file.plan or given.get("warmup") or given.get("target"):
+        return runner.plan_for(settings, target)
+    plan = Plan(name=file.warmup, batches=file.plan)
+    runner.check_plan(plan, target.envelope)
+    return plan

@@ -1,0 +1,29 @@
+"""The text of a red test. Pure: failures in, text out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vlm_ci.failures import Failure, headline, render
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vlm_ci.traffic.envelope import Geometry
+
+
+def failure_text(
+    failures: Sequence[Failure], *, out: str, geometry: Geometry | None, replayable: bool
+) -> str:
+    """Return all causes of a red test, each once; the first line alone tells the most.
+
+    Several causes are counted on the first line, which is all that the short summary shows.
+    """
+    texts = [
+        render(failure, out=out, geometry=geometry, replayable=replayable) for failure in failures
+    ]
+    if len(failures) == 1:
+        return texts[0]
+    others = len(failures) - 1
+    first = f"{headline(failures[0])} (and {others} more cause{'s' if others > 1 else ''})"
+    return "\n\n".join([first, *texts])
