@@ -30,7 +30,7 @@ def run(tmp_path: Path, **given):
         target.close()
 
 
-@pytest.mark.parametrize("target", ["qwen3-vl-tiny", "qwen3-vl-4b-8layers"])
+@pytest.mark.parametrize("target", ["qwen3-vl-tiny", "qwen2.5-vl-tiny", "qwen3-vl-4b-8layers"])
 def test_decoder_layers_are_clean(target: str, tmp_path: Path):
     result = run(tmp_path, target=target, examples=50)
     assert result.failures == []

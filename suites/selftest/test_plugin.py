@@ -65,7 +65,8 @@ def project(pytester: pytest.Pytester, monkeypatch) -> Project:
     """A project with one vlm test and broken engines."""
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.delenv("CI", raising=False)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), str(pytester.path)]))
+    ours = [str(HERE), str(pytester.path), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, ours)))
     pytester.makepyfile(SUITE)
     pytester.makepyfile(engine=BROKEN)
     return Project(pytester)
