@@ -4,12 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test lint wheel install clean
+.PHONY: run test test-all lint wheel install clean
 
 run: install ## check the tiny Qwen3-VL on the CPU
 	$(BIN)/vlm-ci run --target qwen3-vl-tiny --recipe decoder-layers --backend eager
 
-test: install ## all tests, on two cores; -m 'not slow' leaves out those that warm up real models
+test: install ## the tests of every change, on two cores, in about ten minutes
+	$(BIN)/python -m pytest suites/selftest -n 2 --dist worksteal -m "not nightly"
+
+test-all: install ## all tests, also the nightly ones: more recipes, backends and repaired twins
 	$(BIN)/python -m pytest suites/selftest -n 2 --dist worksteal
 
 lint: install ## what pre-commit runs, and types and layers

@@ -21,8 +21,10 @@ CLEAN = [
     ("qwen3-vl-tiny", "decoder-layers", "eager"),
     ("qwen3-vl-tiny", "language-model", "eager"),
     ("qwen2.5-vl-tiny", "decoder-layers", "eager"),
-    ("qwen2.5-vl-tiny", "language-model", "eager"),
     ("llava-tiny", "decoder-layers", "eager"),
+]
+CLEAN_NIGHTLY = [
+    ("qwen2.5-vl-tiny", "language-model", "eager"),
     ("llava-tiny", "language-model", "eager"),
     ("qwen3-vl-tiny", "decoder-layers", "aot_eager"),
     ("qwen3-vl-tiny", "decoder-layers", "inductor"),
@@ -38,7 +40,10 @@ def run(tmp_path: Path, **given):
         target.close()
 
 
-@pytest.mark.parametrize(("target", "recipe", "backend"), CLEAN)
+@pytest.mark.parametrize(
+    ("target", "recipe", "backend"),
+    [*CLEAN, *(pytest.param(*case, marks=pytest.mark.nightly) for case in CLEAN_NIGHTLY)],
+)
 def test_a_stock_model_is_clean(target: str, recipe: str, backend: str, tmp_path: Path):
     result = run(tmp_path, target=target, recipe=recipe, backend=backend, examples=80)
     assert result.failures == []
@@ -50,11 +55,8 @@ def test_a_stock_model_is_clean(target: str, recipe: str, backend: str, tmp_path
     assert result.parity.worst is not None
     assert result.parity.worst.ratio < 0.5
     assert min(result.traffic.corners.values()) > 0
-
-
-def test_forwards_take_most_of_the_strict_phase(tmp_path: Path):
-    strict = run(tmp_path, examples=80).strict
-    assert strict.forward_seconds / strict.seconds >= 0.6
+    if (target, recipe) == ("qwen3-vl-tiny", "decoder-layers"):
+        assert result.strict.forward_seconds / result.strict.seconds >= 0.6
 
 
 def test_vision_blocks_need_a_graph_for_each_number_of_images(tmp_path: Path):
@@ -63,6 +65,7 @@ def test_vision_blocks_need_a_graph_for_each_number_of_images(tmp_path: Path):
     assert any("len(" in guard for failure in result.failures for guard in failure.guards)
 
 
+@pytest.mark.nightly
 def test_the_whole_model_reaches_the_limit_and_falls_back(tmp_path: Path):
     result = run(tmp_path, recipe="whole", examples=20)
     kinds = [failure.kind for failure in result.failures]

@@ -147,11 +147,6 @@ class VlmSession:
         if target is not None:
             target.close()
 
-    def discard(self) -> None:
-        """Forget a live target that may be broken: the next test builds it anew."""
-        self.close()
-        self._slot = None
-
     # -- a run -------------------------------------------------------------------------------
 
     def check(self, item: pytest.Item, settings: Settings, target: Target) -> Result:
