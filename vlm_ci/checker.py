@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -15,12 +15,13 @@ from vlm_ci.failures import Failure, Finding, finding
 from vlm_ci.listeners import Journal, Progress, Silent
 from vlm_ci.parity.canary import apply_canary
 from vlm_ci.parity.comparison import TOLERANCES
-from vlm_ci.result import Regions, Result, Warmup, verdict
+from vlm_ci.result import Regions, Result, verdict
 from vlm_ci.strict import Step, StrictRunner
 from vlm_ci.targets.answers import checked
 from vlm_ci.targets.protocol import Target, TargetInfo
 from vlm_ci.traffic import corners
 from vlm_ci.traffic.spec import Batch, Image, Session, Video
+from vlm_ci.warmed import Warmed, counts
 from vlm_ci.warmup import MAX_ROUNDS, Plan, WarmupReport, find_plan, increase, run_rounds
 from vlm_ci.watch import internals
 from vlm_ci.watch.watcher import Watcher
@@ -89,26 +90,6 @@ def check(
     return checker.result
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Warmed:
-    """A warm-up that held: a later run over the same target need not repeat it."""
-
-    report: WarmupReport
-    record: Warmup
-    counts: tuple[Any, ...]
-
-    def holds(self, target: Target, plan: Plan) -> bool:
-        """Whether the target is still as this plan left it: nothing was compiled since."""
-        return plan.batches == self.report.plan.batches and self.counts == _counts(target)
-
-
-def _counts(target: Target) -> tuple[Any, ...]:
-    stats = target.stats()
-    watcher = getattr(target, "watcher", None)
-    seen = watcher.count("compile") if isinstance(watcher, Watcher) else None
-    return (stats.compiles, stats.graphs, stats.captures, seen)
-
-
 class Checker:
     """One run over one target; ``result`` is valid at any moment.
 
@@ -162,13 +143,18 @@ class Checker:
         self._run(self._explore)
 
     def replay(self, session: Session | None, on_step: Callable[[Step], None]) -> None:
-        """Warm up, apply the canary, and serve one session; ``on_step`` hears of each batch."""
+        """Warm up, apply the canary, and serve one session; ``on_step`` hears of each batch.
+
+        Without a session a search of ``settings.examples`` sessions takes its place.
+        """
 
         def serve(runner: StrictRunner) -> None:
             runner.on_step = on_step
             self.watcher.sign_all = True
             try:
-                if session is not None:
+                if session is None:  # the failure belongs to no session: it takes a search
+                    self._explore(runner)
+                else:
                     runner.run_session(session)
             except Finding as found:
                 self.result.failures.append(found.failure)
@@ -219,7 +205,7 @@ class Checker:
 
     def _save(self, *, final: bool = False) -> None:
         found = list(self.result.failures)
-        if self._search is not None and not final:
+        if self._search is not None:
             found += self._search.best.values()
         self.journal.save(self.result, found, self.watcher.run_events, final=final)
 
@@ -264,8 +250,8 @@ class Checker:
             self.result.failures.append(found.failure)
             return None
         finally:
-            counts = watcher.counts("warmup")
-            result.compiles, result.graphs = counts["compile"], counts["graph"]
+            seen = watcher.counts("warmup")
+            result.compiles, result.graphs = seen["compile"], seen["graph"]
             if not self.target.capabilities.in_process:
                 result.compiles = increase(compiles_before, self.target.stats().compiles) or 0
             result.graph_breaks = internals.graph_breaks()
@@ -276,7 +262,12 @@ class Checker:
             self.result.failures.append(causes.endless_warmup(report))
             return None
         if not self.result.failures:
-            self.warmed = Warmed(report=report, record=result, counts=_counts(self.target))
+            self.warmed = Warmed(
+                report=report,
+                record=result,
+                counts=counts(self.target),
+                mark=internals.CacheMark(),
+            )
         return report
 
     def _judge_limits(self, plan: Plan) -> None:
@@ -344,21 +335,22 @@ class Checker:
             )
         finally:
             strict.seconds = time.perf_counter() - started
-            at_end = self.target.stats()
-            if forward is not None and at_end.forward_seconds is not None:
-                strict.forward_seconds = at_end.forward_seconds - forward
-            if not self.target.capabilities.in_process:
-                strict.compiles = increase(at_start.compiles, at_end.compiles) or 0
+            self.result.failures += [_noted(f, search.flaky) for f in search.best.values()]
+            self._search = None  # what it found is in the result now
             if runner.regions:
                 strict.regions_per_step = Regions(
                     least=min(runner.regions),
                     mean=round(sum(runner.regions) / len(runner.regions), 3),
                     most=max(runner.regions),
                 )
-            self.result.failures += [_noted(f, search.flaky) for f in search.best.values()]
             if settings.memory is not None:
                 failed = [failure.traffic for failure in search.best.values() if failure.traffic]
                 settings.memory.update(passed=search.passed, failed=failed)
+            at_end = self.target.stats()  # last: an engine that died may raise here
+            if forward is not None and at_end.forward_seconds is not None:
+                strict.forward_seconds = at_end.forward_seconds - forward
+            if not self.target.capabilities.in_process:
+                strict.compiles = increase(at_start.compiles, at_end.compiles) or 0
         if not runner.called and not self.result.failures:
             self.result.failures.append(causes.never_called(self.result.recipe))
 
@@ -375,11 +367,11 @@ class Checker:
             traffic.corners[name] += 1
 
     def _close_books(self) -> None:
-        counts, strict = self.watcher.counts("strict"), self.result.strict
-        strict.compiles += counts["compile"]
-        strict.refusals = counts["refusal"]
+        seen, strict = self.watcher.counts("strict"), self.result.strict
+        strict.compiles += seen["compile"]
+        strict.refusals = seen["refusal"]
         if str(self.result.environment["device"]).startswith("cuda"):
-            strict.graph_captures = counts["graph-capture"]
+            strict.graph_captures = seen["graph-capture"]
         missed = [name for name, count in self.result.traffic.corners.items() if not count]
         if missed and not self.result.failures:
             self.result.warnings.append(

@@ -57,13 +57,7 @@ def find(name: str, results: Path) -> list[Recorded]:
         UsageError: there is none, or a file is broken.
     """
     if "::" in name:
-        found = [read(path) for path in _files(results)]
-        named = [recorded for recorded in found if recorded.file.test == name]
-        if not named:
-            known = sorted({recorded.file.test for recorded in found if recorded.file.test})
-            listing = f"it has failures of {', '.join(known)}" if known else "it has none"
-            raise UsageError(f"no recorded failure of {name} in {results}: {listing}")
-        return named
+        return _of_test(name, results)
     path = Path(name)
     if path.is_file():
         if path.name == "result.json":
@@ -77,6 +71,26 @@ def find(name: str, results: Path) -> list[Recorded]:
         f"there is no {name}: name a failure's folder (such as {results}/failures/01-…), a folder "
         "of results, or the node id of a test"
     )
+
+
+def _of_test(name: str, results: Path) -> list[Recorded]:
+    """Read the failures of a test's newest run; older runs may lie in other folders."""
+    runs: dict[str, list[Path]] = {}
+    for path in results.rglob("result.json"):
+        try:
+            test = msgspec.json.decode(path.read_bytes())["test"]
+        except (OSError, msgspec.DecodeError, KeyError, TypeError):
+            continue
+        runs.setdefault(test, []).append(path)
+    if name in runs:
+        newest = max(runs[name], key=lambda path: path.stat().st_mtime).parent
+        found = sorted((newest / "failures").glob("*/failure.json"))
+        if found:
+            return [read(path) for path in found]
+        raise UsageError(f"the newest run of {name} in {newest} found nothing")
+    known = sorted(test for test in runs if test)
+    listing = f"it has failures of {', '.join(known)}" if known else "it has none"
+    raise UsageError(f"no recorded failure of {name} in {results}: {listing}")
 
 
 def _all(folder: Path) -> list[Recorded]:

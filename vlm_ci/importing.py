@@ -24,7 +24,10 @@ def import_object(kind: str, name: str) -> Any:
         sys.path.insert(0, here)
     try:
         module = import_module(module_name)
-    except Exception as error:  # the user's module may fail in any way while it is imported
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # the user's module may fail in any way while it is imported
         raise UsageError(
             f"{kind} {name!r}: cannot import {module_name!r}: {type(error).__name__}: {error}"
         ) from error

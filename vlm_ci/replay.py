@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from vlm_ci.targets.protocol import Target
     from vlm_ci.traffic.envelope import Envelope, Geometry
 
-FIXED, FAILS, INTERRUPTED = 0, 1, 2
+FIXED, FAILS, INTERRUPTED, BAD_INPUT = 0, 1, 2, 4
+EXAMPLES = 20  # sessions for a failure that belongs to none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +76,13 @@ def replay(
                 say("")
             if keep:
                 say(line("kept", _keep(recording, corpus or Path(DEFAULT_CORPUS))))
-            worst = max(worst, bench.replay(recording, given, say))
+            try:
+                worst = max(worst, bench.replay(recording, given, say))
+            except UsageError as error:
+                if len(recordings) == 1:
+                    raise
+                say(line("error", str(error)))  # the others may still be replayed
+                worst = max(worst, BAD_INPUT)
             if worst == INTERRUPTED:
                 break
     finally:
@@ -120,7 +127,7 @@ def _keep(recording: Recording, corpus: Path) -> str:
     try:
         for name, session in read_corpus([corpus]).items():
             if session == recording.session:
-                return f"{corpus / name} (it was there already)"
+                return f"{name} (it was there already)"
         words = headline(recording.failure) if recording.failure else Path(recording.name).stem
         slug = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")[:48].rstrip("-")
         content = pretty(recording.session)
@@ -175,7 +182,7 @@ class _Bench:
                     )
         checker = Checker(
             target,
-            CheckSettings(plan=plan, command="replay", target=settings.target),
+            CheckSettings(plan=plan, command="replay", target=settings.target, examples=EXAMPLES),
             self._progress or Silent(),
             warmed=self._slot.take(target, plan),
         )
@@ -214,7 +221,11 @@ class _Bench:
         key = (settings, envelope)
         if self._target is None or key != self._key:
             self.close()
-            runner.prepare(settings)
+            # The recorded plan and envelope stand for the files, which may be gone.
+            known = envelope is not None
+            runner.prepare(
+                replace(settings, warmup="default", envelope=None) if known else settings
+            )
             self._target = runner.build_target(settings, envelope=envelope)
             self._key = key
         return self._target
@@ -252,7 +263,10 @@ def settings_of(recording: Recording, given: dict[str, Any]) -> Settings:
         "repaired": file.options.get("repaired"),
     }
     if "dynamic" in file.options:
-        recorded["dynamic"] = dynamic.get(file.options["dynamic"], "true")
+        value = file.options["dynamic"]
+        if not (value is None or isinstance(value, bool)):
+            raise UsageError(f"dynamic in {recording.name} must be true, false or null")
+        recorded["dynamic"] = dynamic[value]
     if is_factory(file.target):  # it brings all of this itself
         recorded = {name: recorded[name] for name in ("target", "warmup")}
     label = f"in {recording.name}"

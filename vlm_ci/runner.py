@@ -14,13 +14,14 @@ from vlm_ci.traffic.files import read_corpus
 from vlm_ci.warmup import Plan, find_plan
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
-    from vlm_ci.checker import Warmed
     from vlm_ci.listeners import Progress
     from vlm_ci.result import Result
     from vlm_ci.targets.protocol import Target
     from vlm_ci.traffic.envelope import Envelope
+    from vlm_ci.warmed import Warmed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,19 +117,26 @@ class WarmSlot:
     def take(self, target: Target, plan: Plan) -> Warmed | None:
         """Return the warm-up that still holds for this target and plan.
 
-        A target that was warmed otherwise is reset first: what it compiled for one plan would
-        hide what another plan lacks.
+        A target in which something else was compiled is reset first: what it compiled for one
+        plan, or in a test, would hide what another plan lacks.
         """
-        if self._target is None or self._target() is not target:
-            return None
-        if self._warmed is not None and self._warmed.holds(target, plan):
+        from vlm_ci.warmed import is_untouched
+
+        same = self._target is not None and self._target() is target
+        if same and self._warmed is not None and self._warmed.holds(target, plan):
             return self._warmed
-        target.reset()
+        if not is_untouched(target):
+            target.reset()
         return None
 
     def put(self, target: Target, warmed: Warmed | None) -> None:
         """Remember how a target was warmed; None where its warm-up did not hold."""
-        self._target, self._warmed = weakref.ref(target), warmed
+        if self._warmed is not None and self._warmed is not warmed:
+            self._warmed.mark.remove()
+        try:
+            self._target, self._warmed = weakref.ref(target), warmed
+        except TypeError:  # no weak reference to it: its next run starts cold
+            self._target = self._warmed = None
 
 
 def run(
@@ -139,16 +147,23 @@ def run(
     test: str = "",
     name: str | None = None,
     slot: WarmSlot | None = None,
+    keep: Callable[[Result], None] = lambda result: None,
 ) -> Result:
     """Check a target as the settings say; results are written to ``out`` while it goes on.
 
     ``test`` is the node id of the test that asks, ``name`` the name by which the target can be
-    loaded again, None where it cannot be.
+    loaded again, None where it cannot be. ``keep`` is given the result when the run is over, also
+    where an exception such as a test runner's timeout ends it.
+
+    Raises:
+        UsageError: bad input, or a target that breaks its protocol.
     """
     from vlm_ci import artifacts
     from vlm_ci.checker import Checker, CheckSettings
     from vlm_ci.listeners import Silent
+    from vlm_ci.targets.answers import checked
 
+    checked(target)
     artifacts.prepare(settings.out)
     plan = plan_for(settings, target)
     checker = Checker(
@@ -158,7 +173,7 @@ def run(
             seed=settings.seed,
             plan=plan,
             corpus=tuple(read_corpus(corpus_folders(settings)).values()),
-            memory=_memory(settings),
+            memory=_memory(settings, name or target.name),
             target=name,
         ),
         progress or Silent(),
@@ -169,7 +184,7 @@ def run(
     if settings.bug is not None:
         result.options["bug"] = settings.bug
         result.options["repaired"] = settings.repaired
-    result.warnings += _ignored(settings)
+    result.warnings += _ignored(settings, own=name is None)
     result.warmup.plan = plan.name
     checker.journal = artifacts.ResultsFolder(
         settings.out,
@@ -183,9 +198,15 @@ def run(
     )
     try:
         checker.run()
+    except UsageError:
+        raise
+    except BaseException:
+        keep(result)
+        raise
     finally:
         if slot is not None:
             slot.put(target, checker.warmed)
+    keep(result)
     return result
 
 
@@ -222,20 +243,41 @@ def corpus_folders(settings: Settings) -> tuple[Path, ...]:
     return (locations.fixtures() / "traffic", settings.corpus)
 
 
-def _memory(settings: Settings) -> Memory | None:
-    """Return the memory of this target alone: what failed on another one means nothing here."""
+# What tells one target from another, besides its warm-up.
+TARGET_FIELDS = (
+    "target", "recipe", "backend", "device", "dtype", "dynamic", "mode", "fullgraph",
+    "recompile_limit", "envelope", "bug", "repaired",
+)  # fmt: skip
+
+
+def target_key(settings: Settings) -> tuple[object, ...]:
+    """Return what tells the target of these settings from others."""
+    return tuple(getattr(settings, name) for name in TARGET_FIELDS)
+
+
+def _memory(settings: Settings, name: str) -> Memory | None:
+    """Return the memory of this target alone: what fails on another one may pass on this."""
     if settings.database is None:
         return None
-    parts = (settings.target, settings.recipe, settings.warmup, settings.bug or "no bug")
-    return Memory.in_folder(settings.database, " ".join(parts))
+    parts = (name, *target_key(settings)[1:], settings.warmup)
+    return Memory.in_folder(settings.database, " ".join(map(str, parts)))
 
 
-def _ignored(settings: Settings) -> list[str]:
-    """Say which options do not reach a target that brings its own model."""
+def _ignored(settings: Settings, *, own: bool) -> list[str]:
+    """Say which options do not reach a target that brings its own model.
+
+    Raises:
+        UsageError: a bug or an envelope is among them, without which the run means something else.
+    """
     from vlm_ci.targets.loading import is_factory
 
-    if not is_factory(settings.target):
+    if not own and not is_factory(settings.target):
         return []
+    for option, value in (("bug", settings.bug), ("envelope", settings.envelope)):
+        if own and value is not None:
+            raise UsageError(
+                f"the option {option} does not apply here: this test builds its target itself"
+            )
     options = (
         "recipe",
         "backend",

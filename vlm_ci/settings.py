@@ -98,14 +98,18 @@ class Settings:
                 f"{asked_by.wording(_option('repaired'))} needs "
                 f"{asked_by.wording(_option('bug'))}: it takes that bug's repaired twin"
             )
-        if values.get("profile", "local") == "local" and not os.environ.get("CI"):
+        if values.get("profile", "local") == "local" and os.environ.get("CI", "").lower() in (
+            "",
+            "0",
+            "false",
+        ):
             values.setdefault("database", Path(DEFAULT_DATABASE))
         return cls(**values)
 
     @property
     def targets(self) -> tuple[str, ...]:
         """The names of all targets; ``target`` may hold several with commas between them."""
-        return tuple(dict.fromkeys(name.strip() for name in self.target.split(",")))
+        return tuple(self.target.split(","))
 
     def for_target(self, name: str) -> Settings:
         """Return the same settings for one of the targets."""
@@ -160,6 +164,8 @@ def _value(option: Option, name: str, value: Any, folder: Path | None) -> Any:
         raise unknown_name("profile", value, PROFILES)
     if field == "target" and not all(part.strip() for part in value.split(",")):
         raise UsageError(f"{name} {value!r} holds an empty name")
+    if field == "target":
+        return ",".join(dict.fromkeys(part.strip() for part in value.split(",")))
     if field == "dynamic":
         if value not in DYNAMIC:
             raise unknown_name(f"value for {name}", value, DYNAMIC)
@@ -167,7 +173,8 @@ def _value(option: Option, name: str, value: Any, folder: Path | None) -> Any:
     if field == "database" and value == "none":
         return None
     if field == "warmup":
-        return str(_placed(value, folder)) if value.endswith(".json") else value
+        path = _placed(value, folder)
+        return str(path) if value.endswith(".json") or path.is_file() else value
     if not option.file:
         return value
     path = _placed(value, folder)

@@ -479,6 +479,161 @@ def test_a_target_that_a_test_has_compiled_more_into_starts_cold(project):
     project.run("-p", "no:xdist").assert_outcomes(passed=3)
 
 
+def test_what_a_test_compiles_first_does_not_hide_what_a_plan_lacks(project):
+    """Whoever compiled it, and whatever stood in between: a check starts cold."""
+    project.makepyfile("""
+        import pytest
+        import toy
+        import torch
+        from vlm_ci import Image, Text, batch
+
+        @pytest.mark.vlm(target="toy:factory")
+        def test_a(vlm_target):  # before any check
+            from vlm_ci.warmup import named_plan
+            for part in named_plan("default", vlm_target.envelope).batches:
+                vlm_target.warm_up(part)
+
+        @pytest.mark.vlm(target="toy:factory", examples=3)
+        def test_b(vlm_check):
+            result = vlm_check()
+            assert result.warmup.compiles and not result.warmup.reused
+
+        @pytest.mark.vlm(target="toy:factory", examples=3)
+        def test_c(vlm_check):
+            torch._dynamo.reset()  # as some projects do before each test
+            result = vlm_check()
+            assert result.warmup.compiles and not result.warmup.reused
+
+        class TestOwn:
+            @pytest.fixture
+            def vlm_target(self):
+                yield toy.factory()
+
+            @pytest.mark.vlm(target="toy:factory", examples=3)
+            def test_d(self, vlm_check):
+                assert vlm_check().warmup.compiles
+
+        @pytest.mark.vlm(target="toy:factory", examples=3)
+        def test_e(vlm_check):
+            assert vlm_check().warmup.compiles  # the slot held the other target
+    """)
+    project.run("-p", "no:xdist").assert_outcomes(passed=5)
+
+
+def test_a_target_that_cannot_be_closed_is_said_and_hides_nothing(project):
+    project.makepyfile(
+        engine="""
+        from toy import ToyTarget
+
+        class Stubborn(ToyTarget):
+            def close(self):
+                raise OSError("busy")
+
+        def nan():
+            return Stubborn(lambda call, ids, batch: call(ids) + float("nan"))
+
+        def green():
+            return Stubborn()
+    """
+    )
+    red = project.run("--vlm-target=engine:nan", "--vlm-examples=3")
+    red.assert_outcomes(failed=1)
+    assert "nonfinite: the compiled logits" in shown(red)
+    assert "problem        closing target toy raised OSError: busy" in shown(red)
+    green = project.run("--vlm-target=engine:green", "--vlm-examples=3")
+    green.assert_outcomes(passed=1)
+    assert green.ret == 1
+
+
+def test_an_engine_that_dies_in_the_end_keeps_its_findings(project):
+    project.makepyfile(
+        engine="""
+        import pathlib
+        from toy import ToyTarget
+
+        class Dying(ToyTarget):
+            def stats(self):
+                if "nonfinite" in self.seen():
+                    raise ConnectionError("gone")
+                return super().stats()
+
+            def seen(self):
+                path = pathlib.Path("vlm-ci-out/result.json")
+                return path.read_text() if path.exists() else ""
+
+        def factory():
+            return Dying(lambda call, ids, batch: call(ids) + float("nan"))
+    """
+    )
+    project.run("--vlm-target=engine:factory", "--vlm-examples=3")
+    result = json.loads((project.path / "vlm-ci-out/result.json").read_text())
+    assert [failure["kind"] for failure in result["failures"]][:1] == ["nonfinite"]
+
+
+def test_options_that_cannot_reach_a_test_s_own_target_are_refused_or_said(project):
+    project.makeconftest("""
+        import pytest
+        import toy
+
+        @pytest.fixture
+        def vlm_target():
+            yield toy.factory()
+    """)
+    refused = project.run("--vlm-bug=deepstack-kwarg", "--vlm-examples=3")
+    assert refused.ret == pytest.ExitCode.USAGE_ERROR
+    assert "the option bug does not apply here: this test builds its target" in shown(refused)
+    said = project.run("--vlm-backend=inductor", "--vlm-examples=3")
+    said.assert_outcomes(passed=1)
+    assert "warning        --backend does not apply to" in shown(said)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [("None", "NoneType"), ("object()", "of type object")],
+)
+def test_a_fixture_that_gives_no_target_is_one_message(project, target: str, message: str):
+    project.makeconftest(f"""
+        import pytest
+
+        @pytest.fixture
+        def vlm_target():
+            return {target}
+    """)
+    done = project.run("--vlm-examples=3")
+    done.assert_outcomes(failed=1)
+    assert done.ret == pytest.ExitCode.USAGE_ERROR
+    assert message in shown(done)
+    assert "Traceback" not in shown(done)
+    assert "AttributeError" not in shown(done)
+
+
+def test_tests_whose_names_look_alike_keep_their_own_folders(project):
+    project.makepyfile("""
+        import pytest
+
+        @pytest.mark.parametrize("name", ["a/b", "a b"])
+        def test_it(vlm_check, name):
+            vlm_check()
+    """)
+    project.run("--vlm-target=toy:factory", "--vlm-examples=2").assert_outcomes(passed=2)
+    assert len(list((project.path / "vlm-ci-out").rglob("result.json"))) == 2
+
+
+def test_several_targets_and_a_test_with_a_target_of_its_own(project):
+    project.makepyfile("""
+        import pytest
+        import toy
+
+        @pytest.fixture
+        def vlm_target():
+            return toy.factory()
+
+        def test_it(vlm_target):
+            assert vlm_target.name == "toy"
+    """)
+    project.run("--vlm-target=toy:factory,engine:nan").assert_outcomes(passed=1)
+
+
 def test_a_project_builds_its_target_itself(project):
     project.makeconftest("""
         import pytest

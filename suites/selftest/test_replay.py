@@ -159,6 +159,42 @@ def test_what_is_given_wins_over_what_was_recorded(record, capsys):
     assert "plan.json: 2 batches" in capsys.readouterr().out
 
 
+def test_a_failure_without_traffic_is_searched_for_again(record, capsys):
+    """That nothing compiled was called belongs to no session; a replay may not call it fixed."""
+    plan = {"target": "llava-tiny", "recipe": "vision", "examples": 3}
+    envelope = Path("text.json")
+    envelope.write_text(json.dumps({"modalities": ["text"]}))
+    out = record(plan.pop("target"), envelope=str(envelope), **plan)
+    envelope.unlink()  # the recorded envelope and plan stand for the files
+    assert main(["replay", str(only(out))]) == 1
+    assert "it still fails, with the cause that was recorded" in capsys.readouterr().out
+
+
+def test_the_newest_run_of_a_test_counts(record, capsys):
+    out = record(NAN)
+    (out / "again").mkdir()
+    clean = json.loads((out / "result.json").read_bytes())
+    (out / "again/result.json").write_bytes(pretty({**clean, "failures": []}))
+    assert main(["replay", TEST, "--out", str(out)]) == 4
+    assert f"the newest run of {TEST} in {out}/again found nothing" in capsys.readouterr().err
+
+
+def test_one_bad_recording_does_not_stop_the_others(record, capsys):
+    out = record(NAN)
+    copy = out / "failures/00-unknown"
+    copy.mkdir()
+    recorded = json.loads((only_last(out) / "failure.json").read_bytes())
+    (copy / "failure.json").write_bytes(pretty({**recorded, "target": "no_such_module:f"}))
+    assert main(["replay", str(out)]) == 4
+    shown = capsys.readouterr().out
+    assert "error          target 'no_such_module:f': cannot import" in shown
+    assert "it still fails" in shown
+
+
+def only_last(out: Path) -> Path:
+    return sorted((out / "failures").iterdir())[-1]
+
+
 def test_the_recorded_plan_and_envelope_hold(record, capsys):
     out = record(NAN)
     file = only(out) / "failure.json"
@@ -289,6 +325,7 @@ BAD = {
     "no target": (["partial.json"], "Object missing required field `target`"),
     "no failure": (["none.json"], "holds no failure"),
     "unknown kind": (["kind.json"], "unknown failure kind 'mystery'"),
+    "damaged options": (["options.json"], "dynamic in options.json must be true, false or null"),
     "unknown target": (["gone.json"], "unknown target 'no-such-tiny'"),
     "target not importable": (["module.json"], "cannot import 'no_such_module'"),
     "broken traffic": (["traffic.json", "--target", "toy:factory"], "traffic file traffic.json: "),
@@ -326,6 +363,7 @@ def recordings(tmp_path: Path, monkeypatch) -> None:
         "partial.json": {"schema": evidence.FAILURE_SCHEMA, "failure": failure},
         "none.json": {**whole, "failure": None},
         "kind.json": {**whole, "failure": {**failure, "kind": "mystery"}},
+        "options.json": {**whole, "target": "llava-tiny", "options": {"dynamic": [1]}},
         "gone.json": {**whole, "target": "no-such-tiny"},
         "module.json": {**whole, "target": "no_such_module:factory"},
         "traffic.json": {"batches": []},

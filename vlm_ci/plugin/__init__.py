@@ -47,7 +47,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test once for each target where the options name several."""
-    if is_used(metafunc.fixturenames):
+    if is_used(metafunc.fixturenames) and "vlm_settings" in metafunc.fixturenames:
         names = session_of(metafunc.config).targets_of(metafunc.definition)
         if len(names) > 1:
             metafunc.parametrize("vlm_settings", names, ids=names, indirect=True)
@@ -79,9 +79,16 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Hand the results of a test to its report, which xdist carries to the controller."""
     report = yield
-    if is_vlm(item):
-        session_of(item.config).attach(item, report)
+    if SESSION in item.config.stash:
+        item.config.stash[SESSION].attach(item, report)
     return report
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """The live target is idle between tests."""
+    if SESSION in item.config.stash:
+        item.config.stash[SESSION].end_of_test()
 
 
 def pytest_runtest_logreport(report: Any) -> None:
@@ -98,8 +105,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     state = session.config.stash.get(SESSION, None)
     if state is not None:
         state.close()
-        if state.refused and session.exitstatus == pytest.ExitCode.TESTS_FAILED:
+        found = any(result.failures for result, _ in state.results)
+        if session.exitstatus == pytest.ExitCode.TESTS_FAILED and state.refused and not found:
             session.exitstatus = pytest.ExitCode.USAGE_ERROR
+        if session.exitstatus == pytest.ExitCode.OK and state.problems:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
@@ -14,20 +15,14 @@ from vlm_ci.plugin.carrier import CARRIER
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from vlm_ci.result import Result
     from vlm_ci.runner import WarmSlot
     from vlm_ci.settings import Layer, Settings
     from vlm_ci.targets.protocol import Target
 
-ITEM_RESULTS = pytest.StashKey[list["Result"]]()
+ITEM_RESULTS = pytest.StashKey[list[tuple["Result", str]]]()
 REFUSED = pytest.StashKey[bool]()
-# What tells one target from another; tests that agree in these share a warm target.
-TARGET_FIELDS = (
-    "target", "recipe", "backend", "device", "dtype", "dynamic", "mode", "fullgraph",
-    "recompile_limit", "envelope", "bug", "repaired",
-)  # fmt: skip
 
 
 class VlmSession:
@@ -43,7 +38,10 @@ class VlmSession:
         self.config = config
         self.results: list[tuple[Result, str]] = []
         self.refused = False
-        self._flat = True
+        self.problems: list[str] = []
+        self._only: str | None = None  # the node id of the only check of the session
+        self._folder = Path.cwd()
+        self._busy = False
         self._runs: Counter[str] = Counter()
         self._target: Target | None = None
         self._key: tuple[Any, ...] = ()
@@ -105,21 +103,24 @@ class VlmSession:
         Raises:
             UsageError: something is wrong in a marker.
         """
+        from vlm_ci.runner import target_key
+
         groups: dict[tuple[Any, ...], dict[str, list[pytest.Item]]] = {}
         for item in tests:
             callspec = getattr(item, "callspec", None)
             name = callspec.params.get("vlm_settings") if callspec is not None else None
-            key, plan = (), ""
+            key: tuple[object, ...] = ()
+            plan = ""
             try:
                 settings = self.settings_of(item, name)
-                key, plan = _key(settings), settings.warmup
+                key, plan = target_key(settings), settings.warmup
             except UsageError:
                 # A worker that stops here looks like one that crashed: let the test say it.
                 if not self.in_worker:
                     raise
             groups.setdefault(key, {}).setdefault(plan, []).append(item)
         checks = [item for item in tests if "vlm_check" in getattr(item, "fixturenames", ())]
-        self._flat = len(checks) <= 1
+        self._only = checks[0].nodeid if len(checks) == 1 else None
         return [item for plans in groups.values() for plan in plans.values() for item in plan]
 
     # -- the live target ---------------------------------------------------------------------
@@ -131,11 +132,28 @@ class VlmSession:
             UsageError: it cannot be built.
         """
         from vlm_ci import runner
+        from vlm_ci.targets import loading
 
-        if self._target is None or self._key != _key(settings):
+        if len(settings.targets) > 1:
+            raise UsageError(
+                f"{settings.target!r} names several targets where only one can be taken: name them "
+                "on the command line, in the ini file or in a marker of the test itself"
+            )
+        key = runner.target_key(settings)
+        if self._target is None or self._key != key:
             self.close()
-            self._target, self._key = runner.build_target(settings), _key(settings)
+            self._target, self._key = runner.build_target(settings), key
+            loading.release_idle = self._release
+        self._busy = True
         return self._target
+
+    def end_of_test(self) -> None:
+        """The test that used the live target is over; whoever loads another may close it."""
+        self._busy = False
+
+    def _release(self) -> None:
+        if not self._busy:
+            self.close()
 
     def owns(self, target: Target) -> bool:
         """Whether the plugin built this target, by its name."""
@@ -145,7 +163,13 @@ class VlmSession:
         """Close the live target, if there is one."""
         target, self._target = self._target, None
         if target is not None:
-            target.close()
+            try:
+                target.close()
+            except Exception as error:
+                text = str(error).strip().split("\n")[0]
+                self.problems.append(
+                    f"closing target {target.name} raised {type(error).__name__}: {text}"
+                )
 
     # -- a run -------------------------------------------------------------------------------
 
@@ -163,24 +187,29 @@ class VlmSession:
         out = self._out(item, settings)
         if self._slot is None:
             self._slot = runner.WarmSlot()
-        result = runner.run(
+
+        def keep(result: Result) -> None:
+            item.stash.setdefault(ITEM_RESULTS, []).append((result, str(out)))
+            self._keep(result, str(out))
+
+        return runner.run(
             replace(settings, out=out),
             target,
             carrier.progress if carrier else None,
             test=item.nodeid,
             name=settings.target if self.owns(target) else None,
             slot=self._slot,
+            keep=keep,
         )
-        item.stash.setdefault(ITEM_RESULTS, []).append(result)
-        self._keep(result, str(out))
-        return result
 
     def _out(self, item: pytest.Item, settings: Settings) -> Path:
         """Return a folder of its own for each test, and for each further run of a test.
 
         The only test of a session has the folder that the options name.
         """
-        out = settings.out if self._flat else settings.out / _slug(item.nodeid)
+        # A test may have changed the current folder; results go where the session began.
+        base = settings.out if Path.cwd() == self._folder else self._folder / settings.out
+        out = base if item.nodeid == self._only else base / _slug(item.nodeid)
         self._runs[item.nodeid] += 1
         repeated = self._runs[item.nodeid]
         return out if repeated == 1 else out / f"run-{repeated}"
@@ -203,12 +232,12 @@ class VlmSession:
         if not self.in_worker:
             return
         results = item.stash.get(ITEM_RESULTS, [])
-        if report.when == "call" and results:
+        if results:
             import msgspec
 
-            known = [pair for pair in self.results if any(pair[0] is one for one in results)]
-            carried = [(msgspec.json.encode(result).decode(), out) for result, out in known]
+            carried = [(msgspec.json.encode(result).decode(), out) for result, out in results]
             report.__dict__["vlm_ci_results"] = carried  # xdist carries what is plain data
+            item.stash[ITEM_RESULTS] = []
         if item.stash.get(REFUSED, False):
             report.__dict__["vlm_ci_refused"] = True
 
@@ -230,11 +259,11 @@ class VlmSession:
         from vlm_ci import artifacts
 
         settings = self._settings([])
-        for out in (settings.out / _slug(nodeid), settings.out):
-            result = artifacts.salvage(out, nodeid)
-            if result is not None:
-                self._keep(result, str(out))
-                return
+        for base in (settings.out / _slug(nodeid), settings.out):
+            for out in (base, *sorted(base.glob("run-*"))):
+                result = artifacts.salvage(out, nodeid)
+                if result is not None:
+                    self._keep(result, str(out))
 
     # -- reporting ---------------------------------------------------------------------------
 
@@ -252,24 +281,24 @@ class VlmSession:
 
     def summary(self) -> list[str]:
         """Return the lines of the summary section: one block for each run."""
-        if not self.results:
+        if not (self.results or self.problems):
             return []
-        from vlm_ci.report.terminal import summary
+        from vlm_ci.report.terminal import line, summary
 
         lines: list[str] = []
         for result, out in self.results:
             if lines:
                 lines.append("")
             lines += summary(result, out)
-        return lines
-
-
-def _key(settings: Settings) -> tuple[Any, ...]:
-    return tuple(getattr(settings, name) for name in TARGET_FIELDS)
+        return [*lines, *(line("problem", text) for text in self.problems)]
 
 
 def _slug(nodeid: str) -> str:
     from zlib import crc32
 
+    head, _, parameters = nodeid.partition("[")
     name = re.sub(r"[^\w.-]+", "-", nodeid).strip("-")
-    return name if len(name) <= 120 else f"{name[:110]}-{crc32(nodeid.encode()):08x}"
+    plain = re.fullmatch(r"[\w./:-]*", head) and re.fullmatch(r"[\w.-]*\]?", parameters)
+    if plain and len(name) <= 120:
+        return name
+    return f"{name[:110]}-{crc32(nodeid.encode()):08x}"  # other ids may look the same

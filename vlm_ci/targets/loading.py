@@ -14,6 +14,8 @@ from vlm_ci.targets.protocol import DTYPES
 from vlm_ci.targets.trial import try_encoding
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
     from vlm_ci.targets.protocol import Target
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from vlm_ci.traffic.envelope import Envelope
 
 _live: weakref.ref[Any] | None = None
+# Set by who keeps a target alive between uses: called before another one is refused.
+release_idle: Callable[[], None] | None = None
 
 
 def is_factory(name: str) -> bool:
@@ -102,6 +106,8 @@ def load_target(
     Raises:
         UsageError: bad input, or another target is still alive.
     """
+    if release_idle is not None:
+        release_idle()
     alive = _live() if _live is not None else None
     if alive is not None:
         raise UsageError(
@@ -179,7 +185,7 @@ def _from_factory(name: str) -> Target:
         target: Any = factory()
     except UsageError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"target {name!r} raised {raised_at(error)}") from error
     missing = [member for member in MEMBERS if not hasattr(target, member)]
     if missing:

@@ -45,7 +45,7 @@ def read_traffic(path: Path) -> Session:
 
 
 def read_corpus(folders: Iterable[Path]) -> dict[str, Session]:
-    """Read every traffic file (*.json) of some folders, by file name, each session once.
+    """Read every traffic file (*.json) of some folders, by path, each session once.
 
     A folder that is not there holds nothing.
 
@@ -57,7 +57,7 @@ def read_corpus(folders: Iterable[Path]) -> dict[str, Session]:
         for path in sorted(folder.glob("*.json")):
             session = read_traffic(path)
             if session not in sessions.values():
-                sessions[path.name] = session
+                sessions[str(path)] = session
     return sessions
 
 

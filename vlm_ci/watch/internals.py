@@ -233,6 +233,28 @@ def keep_trace_to_itself() -> None:
             logger.removeHandler(handler)
 
 
+class CacheMark:
+    """Tells whether Dynamo's cache was emptied since the mark was set.
+
+    ``torch._dynamo.reset()`` drops every callback that was registered: this one too.
+    """
+
+    def __init__(self) -> None:
+        callback_handler.register_start_callback(self._hear)
+
+    def _hear(self, args: CallbackArgs) -> None:
+        """Hear of a compilation, and do nothing."""
+
+    def holds(self) -> bool:
+        """Whether the cache was never emptied."""
+        return self._hear in callback_handler.start_callbacks
+
+    def remove(self) -> None:
+        """Take the mark away."""
+        if self.holds():
+            callback_handler.remove_start_callback(self._hear)
+
+
 def intercept_calls(
     module: torch.nn.Module, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
 ) -> None:

@@ -1,0 +1,45 @@
+"""Whether an earlier warm-up of a target still holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vlm_ci.watch.watcher import Watcher
+
+if TYPE_CHECKING:
+    from vlm_ci.result import Warmup
+    from vlm_ci.targets.protocol import Target
+    from vlm_ci.warmup import Plan, WarmupReport
+    from vlm_ci.watch import internals
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warmed:
+    """A warm-up that held: a later run over the same target need not repeat it."""
+
+    report: WarmupReport
+    record: Warmup
+    counts: tuple[Any, ...]
+    mark: internals.CacheMark
+
+    def holds(self, target: Target, plan: Plan) -> bool:
+        """Whether the target is still as this plan left it: nothing was compiled or forgotten."""
+        return (
+            plan.batches == self.report.plan.batches
+            and self.counts == counts(target)
+            and self.mark.holds()
+        )
+
+
+def is_untouched(target: Target) -> bool:
+    """Whether nothing was compiled and no compiled code ran since the target was loaded."""
+    return not any((*counts(target), target.stats().regions))
+
+
+def counts(target: Target) -> tuple[Any, ...]:
+    """Return what was compiled in a target, as far as it and the watch know."""
+    stats = target.stats()
+    watcher = getattr(target, "watcher", None)
+    seen = watcher.count("compile") if isinstance(watcher, Watcher) else None
+    return (stats.compiles, stats.graphs, stats.captures, seen)
