@@ -146,14 +146,16 @@ def run(
     *,
     test: str = "",
     name: str | None = None,
+    own: bool = False,
     slot: WarmSlot | None = None,
     keep: Callable[[Result], None] = lambda result: None,
 ) -> Result:
     """Check a target as the settings say; results are written to ``out`` while it goes on.
 
     ``test`` is the node id of the test that asks, ``name`` the name by which the target can be
-    loaded again, None where it cannot be. ``keep`` is given the result when the run is over, also
-    where an exception such as a test runner's timeout ends it.
+    loaded again, None where it cannot be; ``own`` says that the settings did not build it.
+    ``keep`` is given the result when the run is over, also where an exception such as a test
+    runner's timeout ends it.
 
     Raises:
         UsageError: bad input, or a target that breaks its protocol.
@@ -184,7 +186,7 @@ def run(
     if settings.bug is not None:
         result.options["bug"] = settings.bug
         result.options["repaired"] = settings.repaired
-    result.warnings += _ignored(settings, own=name is None)
+    result.warnings += _ignored(settings, own=own)
     result.warmup.plan = plan.name
     checker.journal = artifacts.ResultsFolder(
         settings.out,

@@ -625,6 +625,8 @@ ON_THE_CPU = [name for name in OBSERVERS if name != "CUDA graph captures"]
 def test_every_observer_works_and_leaves_nothing_behind():
     from vlm_ci.watch import internals
 
+    internals.reset()  # drops what earlier tests of this process had registered
+
     before = (
         internals.recompile_limit(),
         internals.eval_frame._callback_from_stance,

@@ -198,6 +198,7 @@ class VlmSession:
             carrier.progress if carrier else None,
             test=item.nodeid,
             name=settings.target if self.owns(target) else None,
+            own=not self.owns(target),
             slot=self._slot,
             keep=keep,
         )
