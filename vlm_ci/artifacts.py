@@ -34,8 +34,8 @@ SERVING = "serving.json"
 INTERVAL = 1.0  # seconds between two writes of result.json while nothing new is found
 
 
-def prepare(out: Path) -> None:
-    """Make the folder for results, and remove what an earlier run left in it.
+def check(out: Path) -> None:
+    """Make the folder for results, and leave alone what an earlier run left in it.
 
     Raises:
         UsageError: the folder cannot be made or written to, or holds a folder ``failures`` that no
@@ -50,10 +50,22 @@ def prepare(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
             pass
-        if failures.exists():
-            shutil.rmtree(failures)
-        result.unlink(missing_ok=True)
-        (out / SERVING).unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write results to {out}: {error.strerror or error}") from None
+
+
+def prepare(out: Path) -> None:
+    """Make the folder for results, and remove what an earlier run left in it.
+
+    Raises:
+        UsageError: see ``check``, or what is there cannot be removed.
+    """
+    check(out)
+    try:
+        if (out / "failures").exists():
+            shutil.rmtree(out / "failures")
+        for name in (RESULT, SERVING):
+            (out / name).unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(f"cannot write results to {out}: {error.strerror or error}") from None
 

@@ -149,19 +149,18 @@ class Checker:
         """
 
         def serve(runner: StrictRunner) -> None:
+            if session is None:  # the failure belongs to no session: it takes a search
+                self._explore(runner)
+                return
             runner.on_step = on_step
             self.watcher.sign_all = True
             try:
-                if session is None:  # the failure belongs to no session: it takes a search
-                    self._explore(runner)
-                else:
-                    runner.run_session(session)
+                runner.run_session(session)
             except Finding as found:
                 self.result.failures.append(found.failure)
             finally:
                 self.watcher.sign_all = False
-            if session is not None and not runner.called and not self.result.failures:
-                self.result.failures.append(causes.never_called(self.result.recipe))
+            self._judge_calls(runner)
 
         self._run(serve)
 
@@ -351,6 +350,9 @@ class Checker:
                 strict.forward_seconds = at_end.forward_seconds - forward
             if not self.target.capabilities.in_process:
                 strict.compiles = increase(at_start.compiles, at_end.compiles) or 0
+        self._judge_calls(runner)
+
+    def _judge_calls(self, runner: StrictRunner) -> None:
         if not runner.called and not self.result.failures:
             self.result.failures.append(causes.never_called(self.result.recipe))
 

@@ -82,7 +82,7 @@ def run(pytest_args: tuple[str, ...], **given: Any) -> None:
             progress.note("loading torch and transformers")
             for name in settings.targets:
                 runner.prepare(settings.for_target(name))
-            artifacts.prepare(settings.out)
+            artifacts.check(settings.out)
             code = _pytest(given, pytest_args, progress, str(locations.suites()))
         finally:
             progress.close()
@@ -132,10 +132,13 @@ def _pytest(given: dict[str, Any], extra: Sequence[str], progress: Any, suites: 
     verdicts = {result.verdict for result in carrier.results}
     if code == CLEAN and not verdicts:
         return NOTHING_RAN
-    if code == FOUND and verdicts and verdicts <= {"clean", "incomplete"}:
+    if code == FOUND and not verdicts & {"failed", "vacuous"}:
         # A test failed for a reason that is no verdict, or a run did not come to its end.
-        return NOTHING_RAN if "incomplete" in verdicts else OWN_ERROR
-    return OWN_ERROR if code == FOUND and not verdicts else code
+        if "incomplete" not in verdicts:
+            return OWN_ERROR
+        served = any(result.strict.batches for result in carrier.results)
+        return INTERRUPTED if served else NOTHING_RAN
+    return code
 
 
 _OF_A_SEARCH = ("examples", "profile", "seed", "database", "corpus", "out")

@@ -89,8 +89,8 @@ def _of_test(name: str, results: Path) -> list[Recorded]:
             return [read(path) for path in found]
         raise UsageError(f"the newest run of {name} in {newest} found nothing")
     known = sorted(test for test in runs if test)
-    listing = f"it has failures of {', '.join(known)}" if known else "it has none"
-    raise UsageError(f"no recorded failure of {name} in {results}: {listing}")
+    listing = f"it has results of {', '.join(known)}" if known else "it has no results of tests"
+    raise UsageError(f"no results of {name} in {results}: {listing}")
 
 
 def _all(folder: Path) -> list[Recorded]:

@@ -213,6 +213,8 @@ class _Bench:
             for text in report.step(step, number, total, geometry):
                 say(text)
 
+        if recording.session is None:
+            say(line("traffic", f"none was recorded: searching {EXAMPLES} sessions again"))
         checker.replay(recording.session, on_step)
         if not number:
             say(line("warm-up", warmup_line(checker.result)))

@@ -166,8 +166,9 @@ def run(
     from vlm_ci.targets.answers import checked
 
     checked(target)
-    artifacts.prepare(settings.out)
+    artifacts.check(settings.out)
     plan = plan_for(settings, target)
+    ignored = _ignored(settings, own=own)
     checker = Checker(
         target,
         CheckSettings(
@@ -186,8 +187,9 @@ def run(
     if settings.bug is not None:
         result.options["bug"] = settings.bug
         result.options["repaired"] = settings.repaired
-    result.warnings += _ignored(settings, own=own)
+    result.warnings += ignored
     result.warmup.plan = plan.name
+    artifacts.prepare(settings.out)  # not before: bad input leaves earlier results alone
     checker.journal = artifacts.ResultsFolder(
         settings.out,
         artifacts.evidence_of(

@@ -86,20 +86,28 @@ class StrictRunner:
         # What a session leaves behind (a changed matmul precision, say) belongs to it alone.
         with internals.preserving_state():
             for index, batch in enumerate(session.batches):
-                before, self._comparison = self.target.stats(), None
-                try:
-                    self._run_strictly(batch, session.batches[: index + 1])
-                finally:
-                    if self.on_step is not None:
-                        self.on_step(
-                            Step(
-                                batch=batch,
-                                calls=self.watcher.calls,
-                                refusals=self.watcher.refusals,
-                                regions=increase(before.regions, self.target.stats().regions),
-                                comparison=self._comparison,
-                            )
-                        )
+                served = session.batches[: index + 1]
+                if self.on_step is None:
+                    self._run_strictly(batch, served)
+                else:
+                    self._run_aloud(batch, served, self.on_step)
+
+    def _run_aloud(
+        self, batch: Batch, served: tuple[Batch, ...], say: Callable[[Step], None]
+    ) -> None:
+        before, self._comparison = self.target.stats(), None
+        try:
+            self._run_strictly(batch, served)
+        finally:
+            say(
+                Step(
+                    batch=batch,
+                    calls=self.watcher.calls,
+                    refusals=self.watcher.refusals,
+                    regions=increase(before.regions, self.target.stats().regions),
+                    comparison=self._comparison,
+                )
+            )
 
     def _run_strictly(self, batch: Batch, served: tuple[Batch, ...]) -> None:
         watcher, strict = self.watcher, self.result.strict

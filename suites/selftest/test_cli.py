@@ -222,6 +222,41 @@ def test_a_folder_that_is_not_ours_is_left_alone(tmp_path: Path, capfd):
     assert (tmp_path / "failures/mine.txt").read_text() == "mine"
 
 
+def test_bad_input_leaves_earlier_results_alone(tmp_path: Path):
+    (tmp_path / "engine.py").write_text(
+        "from toy import ToyTarget\n"
+        "def factory():\n"
+        "    return ToyTarget(lambda call, ids, batch: call(ids) + 1)\n"
+        "def broken():\n"
+        "    return 3\n"
+    )
+    common = ("--examples", "3", "--out", "out")
+    red = vlm_ci("run", "--target", "engine:factory", *common, cwd=tmp_path, PYTHONPATH=TOY_PATH)
+    assert red.returncode == 1, red.stdout + red.stderr
+    before = (tmp_path / "out/result.json").read_bytes()
+    bad = vlm_ci("run", "--target", "engine:broken", *common, cwd=tmp_path, PYTHONPATH=TOY_PATH)
+    assert bad.returncode == 4, bad.stdout + bad.stderr
+    assert (tmp_path / "out/result.json").read_bytes() == before
+    assert list((tmp_path / "out/failures").iterdir())
+
+
+def test_a_timeout_without_a_finding_is_exit_code_2(tmp_path: Path):
+    (tmp_path / "engine.py").write_text(
+        "import json, pathlib, pytest\n"
+        "from toy import ToyTarget\n"
+        "def factory():\n"
+        "    def serve(call, ids, batch):\n"
+        "        if json.loads(pathlib.Path('out/result.json').read_text())['strict']['batches']:\n"
+        "            pytest.fail('Timeout')\n"
+        "        return call(ids)\n"
+        "    return ToyTarget(serve)\n"
+    )
+    target = ("--target", "engine:factory", "--out", "out", "--examples", "500")
+    done = vlm_ci("run", *target, cwd=tmp_path, PYTHONPATH=TOY_PATH)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert json.loads((tmp_path / "out/result.json").read_text())["verdict"] == "incomplete"
+
+
 def test_collecting_only_is_exit_code_5(tmp_path: Path):
     done = vlm_ci(
         "run",

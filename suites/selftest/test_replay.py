@@ -116,8 +116,8 @@ def test_the_node_id_of_a_test_stands_for_its_failures(record, capsys):
     assert "it still fails" in capsys.readouterr().out
     assert main(["replay", "suites/test_other.py::test_x", "--out", str(out)]) == 4
     shown = capsys.readouterr().err
-    assert "no recorded failure of suites/test_other.py::test_x" in shown
-    assert f"it has failures of {TEST}" in shown
+    assert "no results of suites/test_other.py::test_x" in shown
+    assert f"it has results of {TEST}" in shown
 
 
 def test_a_folder_of_results_stands_for_all_its_failures(record, capsys):
@@ -333,7 +333,10 @@ BAD = {
         ["large.json", "--target", "toy:factory"],
         "is outside the envelope of toy:factory",
     ),
-    "no results": (["a::b", "--out", "empty"], "no recorded failure of a::b in empty: it has none"),
+    "no results": (
+        ["a::b", "--out", "empty"],
+        "no results of a::b in empty: it has no results of tests",
+    ),
     "unknown option": (["list.json", "--targt", "x"], "--targt"),
     "corpus is a file": (
         ["good.json", "--keep", "--corpus", "list.json", "--target", "toy:factory"],

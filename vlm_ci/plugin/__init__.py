@@ -105,11 +105,22 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     state = session.config.stash.get(SESSION, None)
     if state is not None:
         state.close()
+        if state.in_worker:
+            session.config.workeroutput["vlm_ci_problems"] = state.problems  # type: ignore[attr-defined]
         found = any(result.failures for result, _ in state.results)
-        if session.exitstatus == pytest.ExitCode.TESTS_FAILED and state.refused and not found:
+        if not found and (
+            (session.exitstatus == pytest.ExitCode.TESTS_FAILED and state.refused)
+            or (session.exitstatus == pytest.ExitCode.OK and state.problems)
+        ):
             session.exitstatus = pytest.ExitCode.USAGE_ERROR
-        if session.exitstatus == pytest.ExitCode.OK and state.problems:
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Take what a worker met when it closed its target."""
+    problems = getattr(node, "workeroutput", {}).get("vlm_ci_problems", [])
+    if problems:
+        session_of(node.config).problems += problems
 
 
 def pytest_terminal_summary(
