@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vlm_ci.auditor import audit
     from vlm_ci.checker import check
     from vlm_ci.errors import UsageError
     from vlm_ci.failures import Failure
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from vlm_ci.warmup import Plan, named_plan
 
 _HOMES = {
+    "vlm_ci.auditor": ("audit",),
     "vlm_ci.checker": ("check",),
     "vlm_ci.errors": ("UsageError",),
     "vlm_ci.failures": ("Failure",),
@@ -68,6 +70,7 @@ __all__ = [
     "Text",
     "UsageError",
     "Video",
+    "audit",
     "batch",
     "check",
     "load_target",

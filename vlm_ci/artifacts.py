@@ -88,6 +88,7 @@ class ResultsFolder:
         self.out = out
         self._evidence = evidence
         self._names: dict[str, str] = {}
+        self._evidences: dict[str, FailureFile] = {}
         self._written: dict[str, Failure] = {}
         self._last = float("-inf")
 
@@ -115,7 +116,14 @@ class ResultsFolder:
         _write(self.out / RESULT, pretty(msgspec.structs.replace(result, failures=placed)))
         if final:
             result.failures = placed
+            self._remove_others(placed)
             (self.out / SERVING).unlink(missing_ok=True)
+
+    def _remove_others(self, failures: Sequence[Failure]) -> None:
+        """Remove folders of failures that turned out to be no causes of their own."""
+        kept = set(map(identity, failures))
+        for key in [key for key in self._written if key not in kept]:
+            shutil.rmtree(self.out / self._written.pop(key).path, ignore_errors=True)
 
     def add(self, result: Result, failure: Failure) -> None:
         """Add a failure to a result that was read from this folder, and leave the others alone."""
@@ -139,25 +147,43 @@ class ResultsFolder:
         # On one line: it is written before every session.
         _write(self.out / SERVING, msgspec.json.encode(content))
 
+    def warmed_by(self, batches: tuple[Batch, ...], *, recompile_limit: int) -> None:
+        """From here on failures are found after a warm-up with these batches and this limit."""
+        options = {**self._evidence.options, "recompile_limit": recompile_limit}
+        self._evidence = msgspec.structs.replace(self._evidence, plan=batches, options=options)
+
     def _place(self, failure: Failure) -> Failure:
+        self._evidences.setdefault(identity(failure), self._evidence)
         name = self._names.setdefault(
             identity(failure),
             f"{len(self._names) + 1:02d}-{failure.kind}-{_slug(failure.cause)}",
         )
         return msgspec.structs.replace(failure, path=f"failures/{name}")
 
-    def _write_failure(self, failure: Failure, events: Sequence[Event]) -> None:
+    def update(self, result: Result, failures: Sequence[Failure]) -> None:
+        """Write failures that say more than they did, and the result with them."""
+        result.failures = list(failures)
+        for failure in failures:
+            self._write_failure(failure, None)
+        _write(self.out / RESULT, pretty(result))
+
+    def file_of(self, failure: Failure) -> FailureFile:
+        """Return the failure file of a failure that was saved."""
+        return msgspec.structs.replace(self._evidences[identity(failure)], failure=failure)
+
+    def _write_failure(self, failure: Failure, events: Sequence[Event] | None) -> None:
         folder = self.out / failure.path
         folder.mkdir(parents=True, exist_ok=True)
-        file = msgspec.structs.replace(self._evidence, failure=failure)
+        file = self.file_of(failure)
         _write(folder / "failure.json", pretty(file))
         if failure.traffic is not None:
             _write(folder / "traffic.json", pretty(failure.traffic))
         _write(folder / "environment.json", pretty(file.environment))
-        _write(
-            folder / "events.jsonl",
-            b"".join(msgspec.json.encode(event) + b"\n" for event in events),
-        )
+        if events is not None:
+            _write(
+                folder / "events.jsonl",
+                b"".join(msgspec.json.encode(event) + b"\n" for event in events),
+            )
         geometry = file.envelope.geometry if file.envelope is not None else None
         text = render(failure, out=str(self.out), geometry=geometry, replayable=file.loadable)
         _write(folder / "evidence.txt", (text + "\n").encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from vlm_ci.errors import UsageError
@@ -9,22 +10,44 @@ from vlm_ci.failures import Failure
 from vlm_ci.traffic.spec import Batch, Session
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vlm_ci.parity.canary import CanaryResult
     from vlm_ci.parity.comparison import Comparison
+    from vlm_ci.stalls import Stall
     from vlm_ci.warmup import WarmupReport
+    from vlm_ci.watch.events import Event
+    from vlm_ci.watch.watcher import Watcher
 
-# Events that must not occur after warm-up, each with its cause and advice.
+# Events that must not occur after warm-up: the kind of failure, the cause, advice. The first one
+# that a step has decides: a recording by cudagraph trees is a capture too.
+_SIZES = "add this size to the captured sizes, or pad to one of them"
+_KERNEL = "warm this shape up, pad to a bucket, or mark the argument do_not_specialize"
 LATE = {
-    "compile": ("something was compiled after warm-up", "add this batch to the warm-up"),
-    "graph-capture": (
-        "a CUDA graph was captured after warm-up",
-        "add this size to the captured sizes",
+    "compile": ("recompile", "something was compiled after warm-up", "add it to the warm-up"),
+    "lazy-compile": (
+        "recompile",
+        "a part of compiled code was compiled at its first use, after warm-up",
+        "let the warm-up use it too: a backward pass is compiled when it first runs",
     ),
-    "triton-compile": (
-        "a Triton kernel was compiled or autotuned after warm-up",
-        "warm this shape up",
+    "limit-hit": (
+        "limit-hit",
+        "the recompile limit was reached after warm-up",
+        "see TORCH_LOGS=recompiles",
     ),
-    "limit-hit": ("the recompile limit was reached after warm-up", "see TORCH_LOGS=recompiles"),
+    "graph-recording": (
+        "graph-capture",
+        "Inductor's cudagraph trees recorded a CUDA graph after warm-up",
+        _SIZES,
+    ),
+    "graph-capture": ("graph-capture", "a CUDA graph was captured after warm-up", _SIZES),
+    "triton-compile": ("triton-compile", "a Triton kernel was compiled after warm-up", _KERNEL),
+    "autotune": ("triton-compile", "a kernel was autotuned after warm-up", _KERNEL),
+    "graph-skip": (
+        "graph-skip",
+        "CUDA graphs were given up for a piece of code",
+        "mend what the reason names, or the launches of its kernels are paid one by one",
+    ),
 }
 LIMIT_ADVICE = (
     "find what varies with TORCH_LOGS=recompiles and keep it out of the compiled region; raising "
@@ -73,6 +96,135 @@ def limit_hit(function: str, evidence: dict[str, Any], batch: Batch) -> Failure:
         guards=(evidence["last_reason"],) if evidence.get("last_reason") else (),
         traffic=Session((batch,)),
     )
+
+
+def too_many_variants(function: str, count: int, limit: int) -> Failure:
+    """All the traffic takes more variants of a frame than torch keeps."""
+    return Failure(
+        kind="limit-hit",
+        cause=f"this traffic takes {count} compiled variants of {function}, and the recompile "
+        f"limit is {limit}: beyond it torch runs the frame eagerly",
+        advice="remove causes of recompilation from it, or raise torch._dynamo.config."
+        "recompile_limit (--recompile-limit) to what it takes",
+        key=f"{function} takes more variants",
+        frame=function,
+    )
+
+
+def in_warmup(event: Event, batch: Batch) -> Failure:
+    """Something of ``IN_WARMUP`` happened while this batch warmed up."""
+    return IN_WARMUP[event.kind](event.frame, event.evidence, batch)
+
+
+def graph_break(frame: str, evidence: dict[str, Any], batch: Batch) -> Failure:
+    """Warm-up met a graph break with this batch; torch's own hint becomes the advice."""
+    reason, _, rest = str(evidence["reason"]).partition("\n")
+    hints = [line.split("Hint: ", 1)[1] for line in rest.split("\n") if "Hint: " in line]
+    return Failure(
+        kind="graph-break",
+        cause=f"graph break at {frame or 'an unknown line'}: {reason}",
+        advice=hints[0] if hints else "compile with --fullgraph, which shows what breaks the graph",
+        key=f"{frame}: {reason}",
+        frame=frame,
+        traffic=Session((batch,)),
+    )
+
+
+def graph_skip(frame: str, evidence: dict[str, Any], batch: Batch) -> Failure:
+    """Inductor gave CUDA graphs up for a piece of code while this batch warmed up."""
+    kind, cause, advice = LATE["graph-skip"]
+    reason = str(evidence["reason"]).split("\n")[0]
+    return Failure(
+        kind=kind,
+        cause=f"{cause}: {reason}",
+        advice=advice,
+        key=re.sub(r"\d+", "N", reason),
+        frame=frame,
+        traffic=Session((batch,)),
+    )
+
+
+# What the watch may have against a warm-up.
+IN_WARMUP = {"limit-hit": limit_hit, "graph-break": graph_break, "graph-skip": graph_skip}
+
+
+def late(event: Event, served: tuple[Batch, ...]) -> Failure:
+    """Something of ``LATE`` happened in a strict step."""
+    kind, cause, advice = LATE[event.kind]
+    if event.kind == "compile" and event.evidence.get("new_frame"):
+        kind, cause = "new-frame", "a frame was compiled for the first time, after warm-up"
+    told = ", ".join(
+        str(event.evidence[name]) for name in ("reason", "by") if name in event.evidence
+    )
+    named = " ".join(part for part in (event.frame, f"({told})" if told else "") if part)
+    return Failure(
+        kind=kind,
+        cause=f"{cause}: {named}" if named else cause,
+        advice=advice,
+        key=f"{event.kind} {event.frame}",
+        frame=event.frame,
+        traffic=Session(served),
+    )
+
+
+# What pays for a first use, by the operator that grew most, and what would help.
+_PAYS = (
+    (
+        "cudnn_attention",
+        "choose another SDPA backend: cuDNN builds a plan for each new shape "
+        "(torch.backends.cuda.enable_cudnn_sdp(False), or torch.nn.attention.sdpa_kernel)",
+    ),
+    (
+        "module|library|lazy|kernel",
+        "kernels are loaded at their first use: set CUDA_MODULE_LOADING=EAGER, or warm these "
+        "shapes",
+    ),
+    ("conv", "convolutions choose an algorithm for each shape: warm these shapes, or pad"),
+)
+
+
+def stall(found: Stall, served: tuple[Batch, ...]) -> Failure:
+    """A shape cost much more at its first use than when it was repeated."""
+    payers = "; ".join(f"{name} {seconds * 1e3:.0f} ms more" for name, seconds in found.operators)
+    first = found.operators[0][0] if found.operators else ""
+    return Failure(
+        kind="stall",
+        cause=f"a new shape took {found.first * 1e3:.0f} ms and its repeat "
+        f"{found.repeat * 1e3:.0f} ms, though nothing was compiled that Dynamo sees"
+        + (f": {payers}" if payers else ""),
+        advice=next(
+            (advice for pattern, advice in _PAYS if re.search(pattern, first, re.IGNORECASE)),
+            "pad to buckets that the warm-up has, or warm these shapes",
+        ),
+        key=f"first use: {first}",
+        traffic=Session(served),
+        note=found.note,
+    )
+
+
+def skipped(watcher: Watcher, regions: Sequence[str]) -> tuple[str, str]:
+    """Say what to do about compiled code that executes nothing, and what the watch knows of it."""
+    in_torch = [region for region in regions if watcher.is_of_torch(region)]
+    if in_torch:
+        return (
+            "Dynamo skips code that lies in torch/nn, such as torch.nn.Sequential.forward, when it "
+            "is compiled in place: use torch.compile(module), or compile a module of your own "
+            "around it",
+            "",
+        )
+    events = {
+        f"{event.frame}{': ' if event.evidence['reason'] else ''}{event.evidence['reason']}"
+        for event in watcher.events
+        if event.kind == "frame-skip"
+    }
+    note = f"Dynamo gave frames up in warm-up: {'; '.join(sorted(events)[:3])}" if events else ""
+    advice = (
+        "let the first call of the frame in warm-up run tensor operations: a frame whose first "
+        "call has none is skipped for ever"
+        if events
+        else "find out why Dynamo skips it: run with TORCH_LOGS=graph_breaks,recompiles"
+    )
+    return advice, note
 
 
 def blind(outcome: CanaryResult) -> Failure:

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import math
-import time
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from vlm_ci import causes, environment
+from vlm_ci import causes, environment, stalls
 from vlm_ci.errors import UsageError, check_int
-from vlm_ci.failures import Failure, Finding, finding
+from vlm_ci.exploration import Explorer
+from vlm_ci.failures import Failure, Finding
 from vlm_ci.listeners import Journal, Progress, Silent
 from vlm_ci.parity.canary import apply_canary
 from vlm_ci.parity.comparison import TOLERANCES
-from vlm_ci.result import Regions, Result, verdict
+from vlm_ci.policies import Policies
+from vlm_ci.result import Result, Watched, tolerate, verdict
 from vlm_ci.strict import Step, StrictRunner
 from vlm_ci.targets.answers import checked
 from vlm_ci.targets.protocol import Target, TargetInfo
-from vlm_ci.traffic import corners
-from vlm_ci.traffic.spec import Batch, Image, Session, Video
 from vlm_ci.warmed import Warmed, counts
-from vlm_ci.warmup import MAX_ROUNDS, Plan, WarmupReport, find_plan, increase, run_rounds
+from vlm_ci.warming import Warmer
+from vlm_ci.warmup import MAX_ROUNDS, Plan, WarmupReport, find_plan, increase
 from vlm_ci.watch import internals
 from vlm_ci.watch.watcher import Watcher
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vlm_ci.memory import Memory
-    from vlm_ci.search import Search
+    from vlm_ci.traffic.spec import Session
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +51,7 @@ class CheckSettings:
     corpus: tuple[Session, ...] = ()
     memory: Memory | None = None
     target: str | None = None
+    policies: Policies = field(default_factory=Policies)
 
 
 def check(
@@ -69,15 +71,7 @@ def check(
     Raises:
         UsageError: a number is out of range, or there is no such plan.
     """
-    for name, value, minimum in (
-        ("examples", examples, 1),
-        ("seed", seed, 0),
-        ("max_rounds", max_rounds, 2),
-    ):
-        try:
-            check_int(name, value, minimum=minimum)
-        except ValueError as error:
-            raise UsageError(str(error)) from None
+    check_numbers(examples=(examples, 1), seed=(seed, 0), max_rounds=(max_rounds, 2))
     target = checked(target)
     settings = CheckSettings(
         examples=examples,
@@ -88,6 +82,19 @@ def check(
     checker = Checker(target, settings, progress or Silent())
     checker.run()
     return checker.result
+
+
+def check_numbers(**numbers: tuple[int, int]) -> None:
+    """Refuse numbers, given by name as (value, least value).
+
+    Raises:
+        UsageError: one is no whole number or too small.
+    """
+    for name, (value, minimum) in numbers.items():
+        try:
+            check_int(name, value, minimum=minimum)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
 
 
 class Checker:
@@ -110,8 +117,6 @@ class Checker:
         self.settings = settings
         self.progress = progress
         self.warmed = warmed
-        self.journal = journal or Silent()
-        self._search: Search | None = None
         self._own_watcher = not isinstance(getattr(target, "watcher", None), Watcher)
         info = getattr(target, "info", None) or TargetInfo(
             name=target.name, recipe="", backend="", device="cpu", dtype="float32"
@@ -129,7 +134,16 @@ class Checker:
         self._tolerance = TOLERANCES[info.dtype]
         self.result.parity.rtol = self._tolerance.rtol
         self.result.parity.atol = self._tolerance.atol
-        self._watcher = Watcher()
+        self._watcher = Watcher(info.device)
+        self.keep_in(journal or Silent())
+
+    def keep_in(self, journal: Journal) -> None:
+        """Let a journal keep what the run finds."""
+        self.journal = journal
+        self.warmer = Warmer(self.target, self.watcher, progress=self.progress, journal=journal)
+        self.explorer = Explorer(
+            self.target, self.result, journal=journal, progress=self.progress, save=self.save
+        )
 
     @property
     def watcher(self) -> Watcher:
@@ -140,7 +154,7 @@ class Checker:
 
     def run(self) -> None:
         """Warm up, apply the canary, search; fills ``result``."""
-        self._run(self._explore)
+        self.drive(self._search)
 
     def replay(self, session: Session | None, on_step: Callable[[Step], None]) -> None:
         """Warm up, apply the canary, and serve one session; ``on_step`` hears of each batch.
@@ -150,7 +164,7 @@ class Checker:
 
         def serve(runner: StrictRunner) -> None:
             if session is None:  # the failure belongs to no session: it takes a search
-                self._explore(runner)
+                self._search(runner)
                 return
             runner.on_step = on_step
             self.watcher.sign_all = True
@@ -160,22 +174,24 @@ class Checker:
                 self.result.failures.append(found.failure)
             finally:
                 self.watcher.sign_all = False
-            self._judge_calls(runner)
+            self.judge_calls(runner)
 
-        self._run(serve)
+        self.drive(serve)
 
-    def _run(self, judge: Callable[[StrictRunner], None]) -> None:
+    def drive(self, judge: Callable[[StrictRunner], None]) -> None:
+        """Warm up, apply the canary, and let ``judge`` be strict; ``result`` is valid also where
+        an exception ends it."""
         interrupted = complete = False
         self.watcher.begin_run()
         if self._own_watcher:
             self._watcher.start()
-        self._save()
+        self.save()
         try:
             warmed = self._warm_up()
-            self._save()
+            self.save()
             if warmed is not None:
                 self._apply_canary()
-                self._save()
+                self.save()
                 self.watcher.begin("strict")
                 self.result.strict.refusing = self.target.capabilities.in_process
                 judge(
@@ -185,6 +201,7 @@ class Checker:
                         warmed,
                         self.result,
                         records_calls=not self._own_watcher,
+                        policies=self.settings.policies,
                     )
                 )
                 complete = True
@@ -200,63 +217,38 @@ class Checker:
                 self._watcher.stop()
             self._close_books()
             self.result.verdict = verdict(self.result, complete=complete, interrupted=interrupted)
-            self._save(final=True)
+            self.save(final=True)
 
-    def _save(self, *, final: bool = False) -> None:
-        found = list(self.result.failures)
-        if self._search is not None:
-            found += self._search.best.values()
+    def save(self, *, final: bool = False) -> None:
+        """Let the journal keep what was found so far."""
+        found = self.result.failures + self.explorer.found()
         self.journal.save(self.result, found, self.watcher.run_events, final=final)
 
     def _warm_up(self) -> WarmupReport | None:
         """Run the plan; None where it failed, so that there is nothing to be strict about."""
         if self.warmed is not None:
             self.result.warmup = msgspec.structs.replace(self.warmed.record, reused=True)
+            self._judge_warmup(self.warmed.findings)
             return self.warmed.report
-        plan = self.settings.plan
-        watcher, result = self.watcher, self.result.warmup
-        watcher.begin("warmup")
+        plan, result = self.settings.plan, self.result.warmup
         result.plan, result.batches = plan.name, len(plan.batches)
-
-        def run(batch: Batch) -> tuple[int, int | None]:
-            before, compiles = self.target.stats(), watcher.count("compile")
-            watcher.begin_step()
-            self.journal.serving(Session((batch,)))
-            try:
-                self.target.warm_up(batch)
-            except Exception as error:
-                raise finding(causes.crash("warm-up", error, (batch,))) from error
-            watcher.keep_warm()
-            after = self.target.stats()
-            compiled = watcher.count("compile") - compiles
-            if not self.target.capabilities.in_process:
-                compiled = increase(before.compiles, after.compiles) or 0
-            return compiled, increase(before.regions, after.regions)
-
         report = WarmupReport(plan=plan)
         compiles_before = self.target.stats().compiles
         try:
-            run_rounds(
-                report,
-                run,
-                self.target.envelope,
-                max_rounds=self.settings.max_rounds,
-                on_batch=lambda round_number, index: self.progress.warming(
-                    round_number, index, len(plan.batches)
-                ),
-            )
+            self.warmer.run(report, max_rounds=self.settings.max_rounds)
         except Finding as found:
             self.result.failures.append(found.failure)
             return None
         finally:
-            seen = watcher.counts("warmup")
+            seen = self.watcher.counts("warmup")
             result.compiles, result.graphs = seen["compile"], seen["graph"]
             if not self.target.capabilities.in_process:
                 result.compiles = increase(compiles_before, self.target.stats().compiles) or 0
             result.graph_breaks = internals.graph_breaks()
             result.rounds, result.seconds = report.rounds, report.seconds
             result.converged = report.converged
-        self._judge_limits(plan)
+        findings = self.warmer.findings(plan)
+        self._judge_warmup(findings)
         if not report.converged:
             self.result.failures.append(causes.endless_warmup(report))
             return None
@@ -266,16 +258,22 @@ class Checker:
                 record=result,
                 counts=counts(self.target),
                 mark=internals.CacheMark(),
+                findings=findings,
             )
         return report
 
-    def _judge_limits(self, plan: Plan) -> None:
-        seen = set()
-        for event in self.watcher.run_events:
-            if event.kind == "limit-hit" and event.phase == "warmup" and event.frame not in seen:
-                seen.add(event.frame)
-                batch = plan.batches[(event.step - 1) % len(plan.batches)]
-                self.result.failures.append(causes.limit_hit(event.frame, event.evidence, batch))
+    def _judge_warmup(self, findings: tuple[tuple[Failure, int], ...]) -> None:
+        occurred: Counter[str] = Counter()
+        for failure, count in findings:
+            policy = self.settings.policies.of(failure.kind)
+            occurred[failure.kind] += count
+            if policy == "off":
+                continue
+            if not self.settings.policies.tolerates(failure.kind, occurred[failure.kind]):
+                self.result.failures.append(failure)
+                continue
+            for _ in range(count):
+                tolerate(self.result, failure, policy)
 
     def _apply_canary(self) -> None:
         self.watcher.begin("canary")
@@ -293,97 +291,50 @@ class Checker:
             if not outcome.shows:
                 self.result.failures.append(causes.blind(outcome))
 
-    def _explore(self, runner: StrictRunner) -> None:
-        from vlm_ci.search import Search
-
+    def _search(self, runner: StrictRunner) -> None:
         settings = self.settings
-        search = self._search = Search(envelope=self.target.envelope, on_found=self._save)
-        strict, traffic = self.result.strict, self.result.traffic
-        traffic.corners = dict.fromkeys(corners.allowed(self.target.envelope), 0)
-        recorded = [*(settings.memory.sessions() if settings.memory else ()), *settings.corpus]
-        accepted = [
-            session
-            for session in dict.fromkeys(recorded)
-            if not any(map(self.target.envelope.violation, session.batches))
-        ]
-        traffic.corpus = len(accepted)
-        traffic.corpus_outside = len(set(recorded)) - len(accepted)
-        strict.started, started = time.time(), time.perf_counter()
-        at_start = self.target.stats()
-        forward = at_start.forward_seconds
-        left = len(accepted)  # sessions of the corpus come first, and are no examples
+        self.result.failures += self.explorer.explore(
+            runner,
+            examples=settings.examples,
+            seed=settings.seed,
+            corpus=settings.corpus,
+            memory=settings.memory,
+        )
+        self.judge_calls(runner)
 
-        def check_session(session: Session) -> None:
-            nonlocal left
-            if left or not search.best:  # from the first failure on, Hypothesis shrinks
-                self._count(session, example=not left)
-            left = max(left - 1, 0)
-            self.journal.serving(session)
-            runner.run_session(session)
-            self._save()
-            self.progress.searching(
-                self.result.traffic.examples,
-                settings.examples,
-                strict.batches,
-                len(search.best),
-            )
-
-        try:
-            search.run(
-                check_session, examples=settings.examples, seed=settings.seed, corpus=accepted
-            )
-        finally:
-            strict.seconds = time.perf_counter() - started
-            self.result.failures += [_noted(f, search.flaky) for f in search.best.values()]
-            self._search = None  # what it found is in the result now
-            if runner.regions:
-                strict.regions_per_step = Regions(
-                    least=min(runner.regions),
-                    mean=round(sum(runner.regions) / len(runner.regions), 3),
-                    most=max(runner.regions),
-                )
-            if settings.memory is not None:
-                failed = [failure.traffic for failure in search.best.values() if failure.traffic]
-                settings.memory.update(passed=search.passed, failed=failed)
-            at_end = self.target.stats()  # last: an engine that died may raise here
-            if forward is not None and at_end.forward_seconds is not None:
-                strict.forward_seconds = at_end.forward_seconds - forward
-            if not self.target.capabilities.in_process:
-                strict.compiles = increase(at_start.compiles, at_end.compiles) or 0
-        self._judge_calls(runner)
-
-    def _judge_calls(self, runner: StrictRunner) -> None:
+    def judge_calls(self, runner: StrictRunner) -> None:
+        """Report a run in which nothing that the recipe compiles was ever called."""
         if not runner.called and not self.result.failures:
             self.result.failures.append(causes.never_called(self.result.recipe))
 
-    def _count(self, session: Session, *, example: bool) -> None:
-        traffic = self.result.traffic
-        traffic.examples += example
-        for batch in session.batches:
-            traffic.batches += 1
-            traffic.requests += len(batch.requests)
-            traffic.images += sum(isinstance(item, Image) for item in batch.items())
-            traffic.videos += sum(isinstance(item, Video) for item in batch.items())
-            traffic.text_only += batch.modalities == {"text"}
-        for name in corners.reached(session, self.target.envelope):
-            traffic.corners[name] += 1
+    def _watched(self) -> list[Watched]:
+        """Say what each layer of the watch saw, and where it was blind."""
+        inside = self.target.capabilities.in_process
+        layers = [
+            Watched(
+                layer=one.layer,
+                sees=list(one.sees) if inside else [],
+                blind=one.blind if inside else "the target is out of process",
+            )
+            for one in self.watcher.observers
+        ]
+        device, policies = str(self.result.options["device"]), self.settings.policies
+        blind = stalls.unwatched(device, policies, in_process=inside)
+        return [*layers, Watched(layer="stalls", sees=[] if blind else ["stall"], blind=blind)]
 
     def _close_books(self) -> None:
         seen, strict = self.watcher.counts("strict"), self.result.strict
         strict.compiles += seen["compile"]
         strict.refusals = seen["refusal"]
-        if str(self.result.environment["device"]).startswith("cuda"):
+        self.result.watch = self._watched()
+        sees = {kind for one in self.result.watch for kind in one.sees}
+        if "graph-capture" in sees:
             strict.graph_captures = seen["graph-capture"]
+        if "triton-compile" in sees:
+            strict.triton_compiles = seen["triton-compile"] + seen["autotune"]
         missed = [name for name, count in self.result.traffic.corners.items() if not count]
         if missed and not self.result.failures:
             self.result.warnings.append(
                 f"{len(missed)} corners of the envelope were not reached by "
                 f"{self.result.traffic.examples} examples: {', '.join(missed)}"
             )
-
-
-def _noted(failure: Failure, flaky: bool) -> Failure:
-    if not flaky:
-        return failure
-    note = "not every repetition showed it: it depends on what was served before"
-    return msgspec.structs.replace(failure, note=note)

@@ -141,6 +141,47 @@ def _pytest(given: dict[str, Any], extra: Sequence[str], progress: Any, suites: 
     return code
 
 
+@cli.command()
+@_options(OPTIONS)
+@click.option("--repro/--no-repro", default=True, help="write a standalone script for each cause")
+def audit(repro: bool, **given: Any) -> None:
+    """Find all root causes: search, shrink, add what was found to the warm-up, search again.
+
+    It ends when a whole search finds nothing new. Each cause is reported once, with its own
+    smallest session, advice and a standalone script, under OUT/failures.
+    """
+    from vlm_ci.settings import Settings
+
+    settings = Settings.from_mapping(given)
+    if len(settings.targets) > 1:
+        raise UsageError(f"--target {settings.target!r}: an audit takes one target")
+    from vlm_ci import artifacts, runner
+    from vlm_ci.failures import render
+    from vlm_ci.report.progress import TerminalProgress
+    from vlm_ci.report.terminal import summary
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    progress = TerminalProgress(sys.stderr)
+    try:
+        progress.note("loading torch and transformers")
+        runner.prepare(settings)
+        artifacts.check(settings.out)
+        target = runner.build_target(settings)
+        try:
+            result = runner.audit(settings, target, progress, repros=repro, say=progress.note)
+            geometry = target.envelope.geometry
+        finally:
+            target.close()
+    finally:
+        progress.close()
+    for failure in result.failures:
+        click.echo(render(failure, out=str(settings.out), geometry=geometry) + "\n")
+    for text in summary(result, str(settings.out)):
+        click.echo(text)
+    codes = {"clean": CLEAN, "interrupted": INTERRUPTED, "incomplete": INTERRUPTED}
+    raise SystemExit(codes.get(result.verdict, FOUND))
+
+
 _OF_A_SEARCH = ("examples", "profile", "seed", "database", "corpus", "out")
 _REPLAYED = [option for option in OPTIONS if option.field not in _OF_A_SEARCH]
 
@@ -150,12 +191,19 @@ _REPLAYED = [option for option in OPTIONS if option.field not in _OF_A_SEARCH]
 @click.option(
     "--keep", is_flag=True, help="put its traffic into the corpus, which every run tries first"
 )
+@click.option(
+    "--repro",
+    is_flag=True,
+    help="also write repro.py beside it: a script without vlm_ci, run before it is kept",
+)
 @click.option("--corpus", metavar="DIR", help=f"the corpus (default {DEFAULT_CORPUS})")
 @click.option(
     "--out", metavar="DIR", default=DEFAULT_OUT, help="the results to look a node id up in"
 )
 @_options(_REPLAYED)
-def replay(failure: str, keep: bool, corpus: str | None, out: str, **given: Any) -> None:
+def replay(
+    failure: str, keep: bool, repro: bool, corpus: str | None, out: str, **given: Any
+) -> None:
     """Run one recorded failure again, verbosely.
 
     FAILURE is a failure's folder or file, a folder of results, a traffic file, or the node id of a
@@ -172,9 +220,52 @@ def replay(failure: str, keep: bool, corpus: str | None, out: str, **given: Any)
         results=Path(out),
         corpus=Path(corpus) if corpus else None,
         keep=keep,
+        repro=repro,
         say=click.echo,
     )
     raise SystemExit(code)
+
+
+_OF_A_CHECK = ("warmup", "profile", "policy", "database", "corpus", "examples")
+_SYNTHESIZED = [option for option in OPTIONS if option.field not in _OF_A_CHECK]
+
+
+@cli.command()
+@click.option(
+    "--examples",
+    type=int,
+    metavar="N",
+    default=500,
+    show_default=True,
+    help="how many further sessions the plan has to hold for",
+)
+@_options(_SYNTHESIZED)
+def warmup(examples: int, **given: Any) -> None:
+    """Make a warm-up plan for an envelope, as small as it gets: OUT/plan.json.
+
+    The plan is accepted when N sessions compile nothing after a cold warm-up in a fresh process.
+    Exit code 0: there is one; 1: the number of graphs has no bound, or is above the recompile
+    limit, and the report says why; 2: interrupted, and OUT/plan.partial.json holds what there was.
+    """
+    from vlm_ci.settings import Settings
+
+    settings = Settings.from_mapping({**given, "examples": examples, "database": "none"})
+    from vlm_ci.report import warmup as report
+    from vlm_ci.report.progress import TerminalProgress
+    from vlm_ci.synthesis import make
+
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    progress = TerminalProgress(sys.stderr)
+    try:
+        progress.note("loading torch and transformers")
+        result = make.synthesize(settings, progress)
+    finally:
+        progress.close()
+        signal.signal(signal.SIGTERM, before)
+    for text in report.summary(result, str(settings.out)):
+        click.echo(text)
+    codes = {"clean": CLEAN, "interrupted": INTERRUPTED}
+    raise SystemExit(codes.get(result.verdict, FOUND))
 
 
 @cli.command()

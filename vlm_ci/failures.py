@@ -38,14 +38,24 @@ KINDS = (
 )
 
 
+class Script(msgspec.Struct, frozen=True, kw_only=True):
+    """A standalone repro. ``path`` is relative to the result file, empty where none could be
+    written; ``reproduced`` says that it showed the cause in a fresh process."""
+
+    path: str
+    reproduced: bool
+    note: str = ""
+
+
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
     """One root cause and the smallest session that shows it.
 
-    ``key`` identifies the cause whatever the sizes; ``difference`` lists the aspects in which the
-    refused call differs from the nearest warm-up call (path, aspect, warm, now); ``call`` shows
-    all arguments of both calls side by side (path, now, warm); ``location`` is the worst request,
-    token and modality of a mismatch; ``path`` is the failure's folder, relative to the result
-    file.
+    ``key`` identifies the cause whatever the sizes; ``words`` are the failed ``guards`` in words;
+    ``line`` is the user's line that gave rise to the guard; ``difference`` lists the aspects in
+    which the refused call differs from the nearest warm-up call (path, aspect, warm, now);
+    ``call`` shows all arguments of both calls side by side (path, now, warm); ``location`` is the
+    worst request, token and modality of a mismatch; ``path`` is the failure's folder, relative to
+    the result file; ``repro`` its standalone script, where one was asked for.
     """
 
     kind: str
@@ -54,12 +64,15 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     key: str
     frame: str = ""
     guards: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+    line: str = ""
     difference: tuple[dict[str, str], ...] = ()
     call: tuple[dict[str, str], ...] = ()
     location: dict[str, Any] | None = None
     traffic: Session | None = None
     note: str = ""
     path: str = ""
+    repro: Script | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -120,9 +133,14 @@ def render(
             )
         )
     lines += _block("call", _side_by_side(failure.call))
-    lines += [_line("guard", guard) for guard in failure.guards[:3]]
+    for index, guard in enumerate(failure.guards[:3]):
+        lines.append(_line("guard", guard))
+        if index < len(failure.words) and failure.words[index] != failure.cause:
+            lines += _block("", textwrap.wrap(f"({failure.words[index]})", 83))
     if len(failure.guards) > 3:
         lines.append(_line("", f"and {len(failure.guards) - 3} more guards"))
+    if failure.line:
+        lines.append(_line("line", failure.line))
     if failure.traffic is not None:
         count = len(failure.traffic.batches)
         text = f"{count} batch{'es' if count > 1 else ''}, as small as it gets:"
@@ -135,7 +153,24 @@ def render(
         lines.append(_line("evidence", place_of_it))
         if replayable:
             lines.append(_line("replay", f"vlm-ci replay {shlex.quote(place_of_it)}"))
+    if failure.repro is not None:
+        lines += _block("repro", _repro(failure.repro, out))
     return "\n".join(lines)
+
+
+def _repro(script: Script, out: str) -> list[str]:
+    if not script.path:
+        return textwrap.wrap(f"none: {script.note}", 83)
+    place = f"{out}/{script.path}" if out else script.path
+    run = (
+        "run in a fresh process, it shows this cause"
+        if script.reproduced
+        else ("it does NOT show this cause")
+    )
+    return [
+        f"python {shlex.quote(place)}",
+        *textwrap.wrap(f"{run}: {script.note}" if script.note else run, 83),
+    ]
 
 
 def _line(label: str, text: str) -> str:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from vlm_ci.failures import Failure
     from vlm_ci.result import Result
-    from vlm_ci.traffic.spec import Session
+    from vlm_ci.traffic.spec import Batch, Session
     from vlm_ci.watch.events import Event
 
 
@@ -43,6 +43,10 @@ class Journal(Protocol):
         """Keep the session that is about to be served."""
         ...
 
+    def warmed_by(self, batches: tuple[Batch, ...], *, recompile_limit: int) -> None:
+        """From here on failures are found after a warm-up with these batches and this limit."""
+        ...
+
 
 class Silent:
     """Says nothing and keeps nothing."""
@@ -58,6 +62,9 @@ class Silent:
         """Keep nothing."""
 
     def serving(self, session: Session) -> None:
+        """Keep nothing."""
+
+    def warmed_by(self, batches: tuple[Batch, ...], *, recompile_limit: int) -> None:
         """Keep nothing."""
 
     def warming(self, round_number: int, index: int, total: int) -> None:

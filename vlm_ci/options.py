@@ -118,6 +118,12 @@ OPTIONS = (
     ),
     Option(name="fullgraph", kind=bool, help="compile with fullgraph=True"),
     Option(
+        name="policy",
+        metavar="KIND=WHAT",
+        help="what to do about a kind of finding: fail, warn, budget:N or off; several with "
+        "commas between them (default: fail, and warn for graph-break, graph-skip and stall)",
+    ),
+    Option(
         name="recompile-limit",
         kind=int,
         metavar="N",

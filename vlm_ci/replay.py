@@ -34,18 +34,21 @@ if TYPE_CHECKING:
     from vlm_ci.traffic.envelope import Envelope, Geometry
 
 FIXED, FAILS, INTERRUPTED, BAD_INPUT = 0, 1, 2, 4
+REPRO_SECONDS = 300.0  # for all tries of one repro
 EXAMPLES = 20  # sessions for a failure that belongs to none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
-    """What is to be replayed: a recorded failure, or traffic alone (then ``file`` is None)."""
+    """What is to be replayed: a recorded failure in its folder, or traffic alone (then ``file``
+    and ``folder`` are None)."""
 
     name: str
     session: Session | None
     file: FailureFile | None = None
     failure: Failure | None = None
     notes: tuple[str, ...] = ()
+    folder: Path | None = None
 
 
 def replay(
@@ -56,13 +59,14 @@ def replay(
     corpus: Path | None,
     keep: bool,
     say: Callable[[str], object],
+    repro: bool = False,
     progress: Progress | None = None,
 ) -> int:
     """Replay what ``name`` stands for; returns 0 where all of it passes now, 1 where it fails.
 
     ``given`` are options that win over the recorded ones; ``results`` is where the node id of a
-    test is looked up. ``keep`` puts the traffic into ``corpus`` first. Nothing that was recorded
-    is changed.
+    test is looked up. ``keep`` puts the traffic into ``corpus`` first. ``repro`` writes a script
+    of each failure, as it was recorded, into its folder. Nothing that was recorded is changed.
 
     Raises:
         UsageError: there is no such recording, or it cannot be run here.
@@ -78,6 +82,8 @@ def replay(
                 say(line("kept", _keep(recording, corpus or Path(DEFAULT_CORPUS))))
             try:
                 worst = max(worst, bench.replay(recording, given, say))
+                if repro and worst != INTERRUPTED:
+                    say(line("repro", _standalone(recording)))
             except UsageError as error:
                 if len(recordings) == 1:
                     raise
@@ -106,6 +112,7 @@ def find(name: str, results: Path) -> list[Recording]:
             file=recorded.file,
             failure=recorded.failure,
             notes=recorded.notes,
+            folder=recorded.path.parent,
         )
         for recorded in evidence.find(name, results)
     ]
@@ -139,6 +146,23 @@ def _keep(recording: Recording, corpus: Path) -> str:
     return f"{path}: every later run tries it first"
 
 
+def _standalone(recording: Recording) -> str:
+    """Write the standalone repro of a recorded failure; returns what came of it."""
+    from vlm_ci import repro
+
+    if recording.file is None or recording.folder is None:
+        return "none: this is traffic alone; a repro needs a recorded failure"
+    try:
+        made = repro.write(recording.file, recording.folder, timeout=REPRO_SECONDS)
+    except OSError as error:
+        raise UsageError(f"cannot write a repro to {recording.folder}: {error.strerror}") from None
+    if made.path is None:
+        return f"none: {made.note}"
+    if not made.reproduced:
+        return f"{made.path} does not reproduce: {made.note}"
+    return f"{made.path} reproduces in a fresh process{f'; {made.note}' if made.note else ''}"
+
+
 class _Bench:
     """The target of the last recording; recordings of one run share it, warm."""
 
@@ -158,6 +182,7 @@ class _Bench:
     ) -> int:
         from vlm_ci.checker import Checker, CheckSettings
         from vlm_ci.listeners import Silent
+        from vlm_ci.policies import Policies
 
         file = recording.file
         if file is not None and not file.loadable and not given.get("target"):
@@ -182,7 +207,13 @@ class _Bench:
                     )
         checker = Checker(
             target,
-            CheckSettings(plan=plan, command="replay", target=settings.target, examples=EXAMPLES),
+            CheckSettings(
+                plan=plan,
+                command="replay",
+                target=settings.target,
+                examples=EXAMPLES,
+                policies=Policies(settings.policy),
+            ),
             self._progress or Silent(),
             warmed=self._slot.take(target, plan),
         )
@@ -263,6 +294,7 @@ def settings_of(recording: Recording, given: dict[str, Any]) -> Settings:
         "recompile_limit": file.options.get("recompile_limit"),
         "fullgraph": file.options.get("fullgraph"),
         "repaired": file.options.get("repaired"),
+        "policy": _policy_text(recording),
     }
     if "dynamic" in file.options:
         value = file.options["dynamic"]
@@ -270,7 +302,7 @@ def settings_of(recording: Recording, given: dict[str, Any]) -> Settings:
             raise UsageError(f"dynamic in {recording.name} must be true, false or null")
         recorded["dynamic"] = dynamic[value]
     if is_factory(file.target):  # it brings all of this itself
-        recorded = {name: recorded[name] for name in ("target", "warmup")}
+        recorded = {name: recorded[name] for name in ("target", "warmup", "policy")}
     label = f"in {recording.name}"
     return Settings.from_layers(
         [
@@ -278,6 +310,16 @@ def settings_of(recording: Recording, given: dict[str, Any]) -> Settings:
             Layer(values=given),
         ]
     )
+
+
+def _policy_text(recording: Recording) -> str | None:
+    """Return the recorded policies as the command line writes them."""
+    policy = recording.file.options.get("policy") if recording.file is not None else None
+    if not policy:
+        return None
+    if not isinstance(policy, dict):
+        raise UsageError(f"policy in {recording.name} must be an object of kinds and policies")
+    return ",".join(f"{kind}={what}" for kind, what in policy.items())
 
 
 def _envelope(recording: Recording, given: dict[str, Any]) -> Envelope | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from vlm_ci.failures import Failure
+from vlm_ci.failures import Failure, identity
 
 RESULT_SCHEMA = "vlm-ci/result/1"
 
@@ -56,8 +56,9 @@ class Regions(msgspec.Struct, kw_only=True):
 class Strict(msgspec.Struct, kw_only=True):
     """What happened after warm-up. Counts are None where nothing here can observe them.
 
-    ``started`` is in seconds since the epoch. ``forward_seconds`` is the time inside the model,
-    eager and compiled together.
+    ``started`` is in seconds since the epoch. ``shrink_seconds`` holds, for each search that found
+    something, the time from the first red to the smallest sessions. ``forward_seconds`` is the
+    time inside the model, eager and compiled together.
     """
 
     batches: int = 0
@@ -69,6 +70,7 @@ class Strict(msgspec.Struct, kw_only=True):
     started: float = 0.0
     seconds: float = 0.0
     forward_seconds: float = 0.0
+    shrink_seconds: list[float] = []
     refusing: bool = True
 
 
@@ -107,6 +109,140 @@ class Parity(msgspec.Struct, kw_only=True):
     canary: Canary = msgspec.field(default_factory=Canary)
 
 
+class Audit(msgspec.Struct, kw_only=True):
+    """How an audit went. ``extension_compiles`` are those of warm-ups between two searches;
+    ``complete`` says that a whole search found nothing new in the end."""
+
+    rounds: int = 0
+    extensions: int = 0
+    extension_compiles: int = 0
+    plan_batches: int = 0
+    complete: bool = False
+
+
+class Watched(msgspec.Struct, kw_only=True):
+    """One layer of the compiler: the kinds of events recorded, and what could not be seen."""
+
+    layer: str
+    sees: list[str]
+    blind: str = ""
+
+
+class Tolerated(msgspec.Struct, kw_only=True):
+    """A failure that its policy lets pass, and how often it occurred."""
+
+    failure: Failure
+    policy: str
+    count: int = 1
+
+
+class Growth(msgspec.Struct, kw_only=True):
+    """How many graphs there were after so many examples; ``batches`` is the plan's length then."""
+
+    examples: int
+    graphs: int
+    batches: int
+
+
+class GraphUse(msgspec.Struct, kw_only=True):
+    """One graph of the cold warm-up, and the traffic that ran on it in the verification.
+
+    ``place`` is where in the source it begins, as ``function (file:line)``; ``batch`` is the index
+    of the batch of the plan that compiled it; ``served`` counts batches of traffic by their class,
+    and ``examples`` the examples that had one.
+    """
+
+    graph: int
+    place: str
+    batch: int
+    batches: int = 0
+    examples: int = 0
+    served: dict[str, int] = {}
+
+
+class Sweep(msgspec.Struct, kw_only=True):
+    """One dimension of the traffic varied from an empty cache, everything else held constant.
+
+    ``rows`` are (value, new compilations), in the order in which the values were served. In a
+    control nothing compiled beyond the first value. ``possible`` counts the values that the
+    envelope allows.
+    """
+
+    dimension: str
+    rows: list[tuple[int, int]]
+    growing: bool
+    possible: int
+
+    @property
+    def control(self) -> bool:
+        """Whether nothing compiled beyond the first value."""
+        return not any(compiles for _, compiles in self.rows[1:])
+
+
+class Verification(msgspec.Struct, kw_only=True):
+    """A cold warm-up in a fresh process, in file order, and the examples that it then served.
+
+    ``process`` is that process's id. ``refused`` counts batches that would have compiled,
+    ``compiles`` what compiled all the same.
+    """
+
+    process: int = 0
+    seeds: list[int] = []
+    examples: int = 0
+    batches: int = 0
+    compiles: int = 0
+    refused: int = 0
+    rounds: int = 0
+    warmup_compiles: int = 0
+    warmup_seconds: float = 0.0
+    seconds: float = 0.0
+    held: bool = False
+
+
+class Pruned(msgspec.Struct, kw_only=True):
+    """Batches that the plan does without, and those that were tried and are needed.
+
+    ``compiled_nothing`` were no use in a cold warm-up in file order, ``not_needed`` were left out
+    one at a time and not missed, ``needed`` were left out and missed, ``untried`` were kept
+    because the time for trying was over.
+    """
+
+    compiled_nothing: int = 0
+    not_needed: int = 0
+    needed: int = 0
+    untried: int = 0
+
+
+class Synthesis(msgspec.Struct, kw_only=True):
+    """A warm-up plan made for an envelope.
+
+    ``status`` is "bounded" (the plan holds), "unbounded" (``growing`` names the dimension of the
+    traffic that needs a new graph for each value), "limit" (the recompile limit is too low: the
+    frame ``limit_frame`` needs ``variants``), "not-held" (no plan held in a fresh process), or
+    "unfinished". ``compiles`` are Dynamo compilations of the cold warm-up, ``graphs`` calls of the
+    backend, ``seconds`` the time of the whole synthesis. ``counted`` says whether the target tells
+    its graphs apart; without that ``serves`` is empty.
+    """
+
+    status: str = "unfinished"
+    plan: str = ""
+    batches: int = 0
+    graphs: int = 0
+    compiles: int = 0
+    compile_seconds: float = 0.0
+    curve: list[Growth] = []
+    serves: list[GraphUse] = []
+    counted: bool = True
+    growing: list[str] = []
+    sweeps: list[Sweep] = []
+    limit: int | None = None
+    limit_frame: str = ""
+    variants: int | None = None
+    verifications: list[Verification] = []
+    pruned: Pruned = msgspec.field(default_factory=Pruned)
+    seconds: float = 0.0
+
+
 class Result(msgspec.Struct, kw_only=True):
     """One run of one target; ``test`` is the node id of the test, empty outside pytest."""
 
@@ -124,8 +260,21 @@ class Result(msgspec.Struct, kw_only=True):
     warmup: Warmup = msgspec.field(default_factory=Warmup)
     strict: Strict = msgspec.field(default_factory=Strict)
     parity: Parity = msgspec.field(default_factory=Parity)
+    audit: Audit | None = None
+    watch: list[Watched] = []
+    synthesis: Synthesis | None = None
     failures: list[Failure] = []
+    tolerated: list[Tolerated] = []
     verdict: str = "incomplete"
+
+
+def tolerate(result: Result, failure: Failure, policy: str) -> None:
+    """Note an occurrence of a failure that its policy lets pass."""
+    for known in result.tolerated:
+        if identity(known.failure) == identity(failure):
+            known.count += 1
+            return
+    result.tolerated.append(Tolerated(failure=failure, policy=policy))
 
 
 def verdict(result: Result, *, complete: bool, interrupted: bool) -> str:

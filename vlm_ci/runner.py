@@ -6,9 +6,13 @@ import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from vlm_ci import locations
 from vlm_ci.errors import UsageError
+from vlm_ci.failures import Script
 from vlm_ci.memory import Memory
+from vlm_ci.policies import Policies
 from vlm_ci.settings import Settings
 from vlm_ci.traffic.files import read_corpus
 from vlm_ci.warmup import Plan, find_plan
@@ -17,11 +21,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from vlm_ci.artifacts import ResultsFolder
+    from vlm_ci.checker import CheckSettings
     from vlm_ci.listeners import Progress
     from vlm_ci.result import Result
     from vlm_ci.targets.protocol import Target
     from vlm_ci.traffic.envelope import Envelope
     from vlm_ci.warmed import Warmed
+
+
+REPRO_TIMEOUT = 300.0  # seconds for one standalone script, all tries together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +170,7 @@ def run(
         UsageError: bad input, or a target that breaks its protocol.
     """
     from vlm_ci import artifacts
-    from vlm_ci.checker import Checker, CheckSettings
+    from vlm_ci.checker import Checker
     from vlm_ci.listeners import Silent
     from vlm_ci.targets.answers import checked
 
@@ -171,34 +180,13 @@ def run(
     ignored = _ignored(settings, own=own)
     checker = Checker(
         target,
-        CheckSettings(
-            examples=settings.examples,
-            seed=settings.seed,
-            plan=plan,
-            corpus=tuple(read_corpus(corpus_folders(settings)).values()),
-            memory=_memory(settings, name or target.name),
-            target=name,
-        ),
+        _check_settings(settings, target, plan, name=name),
         progress or Silent(),
         warmed=slot.take(target, plan) if slot is not None else None,
     )
     result = checker.result
-    result.test = test
-    if settings.bug is not None:
-        result.options["bug"] = settings.bug
-        result.options["repaired"] = settings.repaired
-    result.warnings += ignored
-    result.warmup.plan = plan.name
-    artifacts.prepare(settings.out)  # not before: bad input leaves earlier results alone
-    checker.journal = artifacts.ResultsFolder(
-        settings.out,
-        artifacts.evidence_of(
-            result,
-            plan=plan.batches,
-            envelope=target.envelope,
-            test=test,
-            loadable=name is not None,
-        ),
+    checker.keep_in(
+        _open_books(settings, target, plan, result, test=test, name=name, ignored=ignored)
     )
     try:
         checker.run()
@@ -212,6 +200,114 @@ def run(
             slot.put(target, checker.warmed)
     keep(result)
     return result
+
+
+def audit(
+    settings: Settings,
+    target: Target,
+    progress: Progress | None = None,
+    *,
+    repros: bool = True,
+    say: Callable[[str], object] = lambda text: None,
+) -> Result:
+    """Find all root causes of a target that the settings built; results are written to ``out``
+    while it goes on, each cause with the warm-up under which it was found. ``repros`` asks for a
+    standalone script for each, which is run; ``say`` hears of it.
+
+    Raises:
+        UsageError: bad input, or a target that breaks its protocol.
+    """
+    from vlm_ci import artifacts
+    from vlm_ci.auditor import Auditor
+    from vlm_ci.targets.answers import checked
+
+    checked(target)
+    artifacts.check(settings.out)
+    plan = plan_for(settings, target)
+    ignored = _ignored(settings, own=False)
+    name = settings.target
+    auditor = Auditor(
+        target, _check_settings(settings, target, plan, name=name, command="audit"), progress
+    )
+    result = auditor.result
+    books = _open_books(settings, target, plan, result, test="", name=name, ignored=ignored)
+    auditor.keep_in(books)
+    auditor.run()
+    if repros and result.verdict != "interrupted":
+        _write_repros(books, result, say)
+    return result
+
+
+def _write_repros(books: ResultsFolder, result: Result, say: Callable[[str], object]) -> None:
+    """Write a standalone script for each failure; an interrupt keeps those that are written."""
+    from vlm_ci import repro
+
+    done = list(result.failures)
+    try:
+        for index, failure in enumerate(done):
+            say(f"standalone repro {index + 1} of {len(done)}")
+            written = repro.write(
+                books.file_of(failure), books.out / failure.path, timeout=REPRO_TIMEOUT
+            )
+            script = Script(
+                path=f"{failure.path}/{written.path.name}" if written.path else "",
+                reproduced=written.reproduced,
+                note=written.note,
+            )
+            done[index] = msgspec.structs.replace(failure, repro=script)
+    finally:
+        books.update(result, done)
+
+
+def _check_settings(
+    settings: Settings, target: Target, plan: Plan, *, name: str | None, command: str = "run"
+) -> CheckSettings:
+    from vlm_ci.checker import CheckSettings
+
+    return CheckSettings(
+        examples=settings.examples,
+        seed=settings.seed,
+        plan=plan,
+        command=command,
+        corpus=tuple(read_corpus(corpus_folders(settings)).values()),
+        memory=_memory(settings, name or target.name),
+        target=name,
+        policies=Policies(settings.policy),
+    )
+
+
+def _open_books(
+    settings: Settings,
+    target: Target,
+    plan: Plan,
+    result: Result,
+    *,
+    test: str,
+    name: str | None,
+    ignored: list[str],
+) -> ResultsFolder:
+    """Say in the result what the settings brought, and begin its folder anew."""
+    from vlm_ci import artifacts
+
+    result.test = test
+    if settings.bug is not None:
+        result.options["bug"] = settings.bug
+        result.options["repaired"] = settings.repaired
+    if settings.policy:
+        result.options["policy"] = dict(settings.policy)
+    result.warnings += ignored
+    result.warmup.plan = plan.name
+    artifacts.prepare(settings.out)  # not before: bad input leaves earlier results alone
+    return artifacts.ResultsFolder(
+        settings.out,
+        artifacts.evidence_of(
+            result,
+            plan=plan.batches,
+            envelope=target.envelope,
+            test=test,
+            loadable=name is not None,
+        ),
+    )
 
 
 def plan_for(settings: Settings, target: Target) -> Plan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -48,6 +49,7 @@ class Search:
     best: dict[str, Failure] = field(default_factory=dict)
     passed: list[Session] = field(default_factory=list)
     flaky: bool = False
+    first_red: float | None = None  # time.perf_counter() of the first failing session
 
     def run(
         self, check: Check, *, examples: int, seed: int, corpus: Sequence[Session] = ()
@@ -131,6 +133,8 @@ class Search:
     def _keep(self, failure: Failure) -> None:
         key = identity(failure)
         known = self.best.get(key)
+        if self.first_red is None:
+            self.first_red = time.perf_counter()
         if known is None or _complexity(failure) < _complexity(known):
             self.best[key] = failure
             self.on_found()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlm_ci import policies
 from vlm_ci.errors import UsageError, unknown_name
 from vlm_ci.options import (
     DEFAULT_CORPUS,
@@ -70,6 +71,7 @@ class Settings:
     dynamic: bool | None = True
     mode: str | None = None
     fullgraph: bool = False
+    policy: Mapping[str, str] = field(default_factory=dict)
     recompile_limit: int | None = None
 
     @classmethod
@@ -92,7 +94,12 @@ class Settings:
         for layer in layers:
             given = _checked(layer)
             asked_by = layer if given.get("repaired") else asked_by
-            values |= _brought(given)
+            brought = _brought(given)
+            # Each kind by itself: what a stronger source leaves out, a weaker one may say.
+            policy = {**values.get("policy", {}), **brought.get("policy", {})}
+            values |= brought
+            if policy:
+                values["policy"] = policy
         if values.get("repaired") and values.get("bug") is None and asked_by is not None:
             raise UsageError(
                 f"{asked_by.wording(_option('repaired'))} needs "
@@ -170,6 +177,8 @@ def _value(option: Option, name: str, value: Any, folder: Path | None) -> Any:
         if value not in DYNAMIC:
             raise unknown_name(f"value for {name}", value, DYNAMIC)
         return DYNAMIC[value]
+    if field == "policy":
+        return policies.parse(value, name)
     if field == "database" and value == "none":
         return None
     if field == "warmup":

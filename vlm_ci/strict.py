@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vlm_ci import causes
-from vlm_ci.failures import Failure, finding
+from vlm_ci import causes, stalls
+from vlm_ci.failures import Failure, Finding, finding, identity
 from vlm_ci.parity.comparison import TOLERANCES, Comparison, compare
-from vlm_ci.result import Result, Worst
+from vlm_ci.policies import Policies
+from vlm_ci.result import Result, Worst, tolerate
 from vlm_ci.traffic.spec import Batch, Session
 from vlm_ci.warmup import WarmupReport, batch_class, increase
 from vlm_ci.watch import internals
@@ -52,7 +54,9 @@ class StrictRunner:
     ``regions`` lists the compiled regions that each step executed; ``called`` says whether any
     step reached compiled code; ``on_step`` hears of each step, also of one that fails.
     ``records_calls`` says that the watch sees every call of compiled
-    code, so that a step without one had nothing to execute.
+    code, so that a step without one had nothing to execute. ``policies`` say what becomes of each
+    kind of finding. ``known`` holds the identities of causes that are reported already: a batch
+    that shows one of them is passed over.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class StrictRunner:
         result: Result,
         *,
         records_calls: bool,
+        policies: Policies | None = None,
     ) -> None:
         self.target = target
         self.watcher = watcher
@@ -75,6 +80,16 @@ class StrictRunner:
         self._worst_ratio = -1.0
         self._warmed = warmed
         self._records_calls = records_calls
+        self.policies = policies or Policies()
+        self.known: set[str] = set()
+        self.compares = True  # with the eager twin
+        self._occurred: Counter[str] = Counter()
+        unwatched = stalls.unwatched(
+            str(result.options["device"]),
+            self.policies,
+            in_process=target.capabilities.in_process,
+        )
+        self._stalls = None if unwatched else stalls.StallWatch(target, watcher)
 
     def run_session(self, session: Session) -> None:
         """Run a session strictly.
@@ -126,35 +141,69 @@ class StrictRunner:
         except Exception as error:
             crash = error
         elapsed = time.perf_counter() - started
+        watcher.end_step()
         if watcher.refusals:
-            raise finding(self._refused(served, swallowed=crash is None)) from crash
+            self._found(self._refused(served, swallowed=crash is None), crash)
+            return  # what it would have answered is not known
         if crash is not None:
-            raise finding(causes.crash("the compiled twin", crash, served)) from crash
+            self._found(causes.crash("the compiled twin", crash, served), crash)
+            return
         self._judge_events(watcher.events[first_event:], before, served)
         self._judge_regions(batch, before, served)
+        if self._stalls is not None:
+            spent = _increase(before.forward_seconds, self.target.stats().forward_seconds)
+            self._judge_stall(batch, elapsed if spent is None else spent, served)
         assert output is not None
+        if not self.compares:
+            return
         started = time.perf_counter()
         try:
             expected = self.target.run_eager(batch)
         except Exception as error:
-            raise finding(causes.crash("the eager twin", error, served)) from error
+            self._found(causes.crash("the eager twin", error, served), error)
+            return
         if before.forward_seconds is None:
             strict.forward_seconds += elapsed + time.perf_counter() - started
         self._judge_logits(output, expected, served)
+
+    def _found(self, failure: Failure, error: BaseException | None = None) -> None:
+        """Raise the finding, unless its policy lets it pass or it is reported already."""
+        policy = self.policies.of(failure.kind)
+        if policy == "off" or identity(failure) in self.known:
+            return
+        self._occurred[failure.kind] += 1
+        if not self.policies.tolerates(failure.kind, self._occurred[failure.kind]):
+            raise finding(failure) from error
+        tolerate(self.result, failure, policy)
+
+    def _judge_stall(self, batch: Batch, seconds: float, served: tuple[Batch, ...]) -> None:
+        """A stall does not come back when the session is served again: no search shrinks it."""
+        assert self._stalls is not None
+        stall = self._stalls.look(batch, seconds)
+        if stall is None:
+            return
+        failure = causes.stall(stall, served[-1:])
+        try:
+            self._found(failure)
+        except Finding:
+            if identity(failure) not in map(identity, self.result.failures):
+                self.result.failures.append(failure)
 
     def _refused(self, served: tuple[Batch, ...], *, swallowed: bool) -> Failure:
         self.called = True
         refusal, signature, region = self.watcher.refusals[0]
         explanation = explain(
-            refusal.guards, signature, self.watcher.warm.get(region_class(region), [])
+            refusal.failed, signature, self.watcher.warm.get(region_class(region), [])
         )
         return Failure(
             kind="recompile" if refusal.guards else "new-frame",
             cause=explanation.cause,
             advice=explanation.advice,
-            key=f"{region_class(region)}: {explanation.key}",
+            key=f"{region_class(region)}: {refusal.function}: {explanation.key}",
             frame=refusal.frame + (f" in {region}" if region else ""),
             guards=refusal.guards,
+            words=explanation.words,
+            line=explanation.line,
             difference=tuple(
                 {"path": d.path, "aspect": d.aspect, "warm": d.warm, "now": d.now}
                 for d in explanation.differences
@@ -167,22 +216,14 @@ class StrictRunner:
         )
 
     def _judge_events(self, events: list[Any], before: Stats, served: tuple[Batch, ...]) -> None:
-        for event in events if self.target.capabilities.in_process else ():
-            if event.kind in causes.LATE:
-                cause, advice = causes.LATE[event.kind]
-                raise finding(
-                    Failure(
-                        kind="recompile" if event.kind == "compile" else event.kind,
-                        cause=cause,
-                        advice=advice,
-                        key=f"{event.kind} {event.frame}",
-                        frame=event.frame,
-                        traffic=Session(served),
-                    )
-                )
+        if self.target.capabilities.in_process:
+            ranks = list(causes.LATE)
+            late = sorted((e for e in events if e.kind in ranks), key=lambda e: ranks.index(e.kind))
+            for event in late[:1]:
+                self._found(causes.late(event, served))
         count = increase(before.compiles, self.target.stats().compiles)
         if count:
-            raise finding(
+            self._found(
                 Failure(
                     kind="recompile",
                     cause=f"the target counted {count} compilations after warm-up",
@@ -219,16 +260,15 @@ class StrictRunner:
             key = "fewer"
         else:
             return
-        raise finding(
+        advice, note = causes.skipped(self.watcher, skipped)
+        self._found(
             Failure(
                 kind="eager-fallback",
                 cause=cause + (f" ({', '.join(skipped[:3])})" if skipped else ""),
-                advice=causes.LIMIT_ADVICE
-                if limited
-                else "find out why Dynamo skips it: run with TORCH_LOGS=graph_breaks,recompiles",
+                advice=causes.LIMIT_ADVICE if limited else advice,
                 key=f"{key}: {', '.join(skipped)}",
                 traffic=Session(served),
-                note=self._limit_note() if limited else "",
+                note=self._limit_note() if limited else note,
             )
         )
 
@@ -244,7 +284,8 @@ class StrictRunner:
         try:
             comparison = compare(output, expected, self.tolerance)
         except ValueError as error:
-            raise finding(causes.mismatch(str(error), "shape", None, served)) from error
+            self._found(causes.mismatch(str(error), "shape", None, served), error)
+            return
         self._comparison = comparison
         parity = self.result.parity
         parity.tokens_compared += comparison.tokens
@@ -256,7 +297,7 @@ class StrictRunner:
         assert place is not None
         where = f"request {place.request}, token {place.token} ({place.modality})"
         if comparison.nonfinite:
-            raise finding(
+            self._found(
                 Failure(
                     kind="nonfinite",
                     cause=f"the {comparison.nonfinite} logits hold NaN or Inf at {where}",
@@ -270,7 +311,8 @@ class StrictRunner:
                     traffic=Session(served),
                 )
             )
-        raise finding(
+            return
+        self._found(
             causes.mismatch(
                 f"compiled logits differ from eager by {comparison.error:.3g} at {where}, "
                 f"{comparison.ratio:.3g} times what {self.result.options['dtype']} allows",
@@ -279,6 +321,10 @@ class StrictRunner:
                 served,
             )
         )
+
+
+def _increase(before: float | None, after: float | None) -> float | None:
+    return None if before is None or after is None else after - before
 
 
 def _worst(comparison: Comparison) -> Worst:

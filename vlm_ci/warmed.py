@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vlm_ci.watch.watcher import Watcher
 
 if TYPE_CHECKING:
+    from vlm_ci.failures import Failure
     from vlm_ci.result import Warmup
     from vlm_ci.targets.protocol import Target
     from vlm_ci.warmup import Plan, WarmupReport
@@ -16,12 +17,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Warmed:
-    """A warm-up that held: a later run over the same target need not repeat it."""
+    """A warm-up that held: a later run over the same target need not repeat it.
+
+    ``findings`` are what the watch had against it, each with how often it occurred.
+    """
 
     report: WarmupReport
     record: Warmup
     counts: tuple[Any, ...]
     mark: internals.CacheMark
+    findings: tuple[tuple[Failure, int], ...] = ()
 
     def holds(self, target: Target, plan: Plan) -> bool:
         """Whether the target is still as this plan left it: nothing was compiled or forgotten."""

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from projects import BROKEN, SUITE, Project
+
+from vlm_ci import environment
+from vlm_ci.doctor import surroundings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the tests use no hub
 if os.environ.get("PYTEST_XDIST_WORKER"):
@@ -23,3 +28,39 @@ ROOT = Path(__file__).resolve().parents[2]
 def repository() -> Path:
     """The root of the checkout."""
     return ROOT
+
+
+@pytest.fixture
+def versions(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Pretend that packages are installed in other versions; None: not installed."""
+
+    def pretend(**given: str | None) -> None:
+        named = {name.replace("_", "-"): version for name, version in given.items()}
+        real = environment.version_of
+        monkeypatch.setattr(
+            environment,
+            "version_of",
+            lambda name: (named[name] or "not installed") if name in named else real(name),
+        )
+
+    return pretend
+
+
+@pytest.fixture
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unset everything that doctor shows."""
+    for name in os.environ:
+        if name in surroundings.MEANING or name.startswith(tuple(surroundings.PREFIXES)):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester, monkeypatch) -> Project:
+    """A project with one vlm test and broken engines."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delenv("CI", raising=False)
+    ours = [str(Path(__file__).parent), str(pytester.path), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, ours)))
+    pytester.makepyfile(SUITE)
+    pytester.makepyfile(engine=BROKEN)
+    return Project(pytester)

@@ -32,7 +32,8 @@ class Done:
 
 
 @cache
-def _context() -> Any:
+def context() -> Any:
+    """Return what starts processes that have torch imported."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
     return context
@@ -46,7 +47,7 @@ def run(*argv: str, cwd: Path, timeout: float = 300, **environment: str) -> Done
     own = ("PYTEST_XDIST", "PYTEST_CURRENT_TEST", "PYTEST_ADDOPTS", "PYTEST_VERSION", "CI")
     variables = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     with tempfile.TemporaryDirectory() as logs:
-        process = _context().Process(
+        process = context().Process(
             target=_serve, args=(argv, str(cwd), logs, {**variables, **environment})
         )
         process.start()

@@ -9,9 +9,12 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import msgspec
+import processes
 import pytest
 from toy import ToyTarget
 
@@ -51,44 +54,56 @@ class Reporting:
         os.write(self.pipe, bytes([failing]))
 
 
-def run_in_a_child(out: Path) -> tuple[int, int]:
-    """Start a run in a child process; returns its id, and the pipe that tells what it found."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child:
-        os.close(write)
-        return child, read
-    try:
-        # Warm-up has one request in each batch, which does not fail.
-        settings = Settings.from_mapping(
-            {
-                "examples": 200,
-                "out": str(out),
-                "database": "none",
-                "warmup": str(out.parent / "plan.json"),
-            }
-        )
-        runner.run(settings, faulty(), Reporting(write))
-    finally:
-        os._exit(0)
+def run_and_report(out: Path, pipe: Connection) -> None:
+    """Run in a process of its own, and tell what was found."""
+    # Warm-up has one request in each batch, which does not fail.
+    settings = Settings.from_mapping(
+        {
+            "examples": 200,
+            "out": str(out),
+            "database": "none",
+            "warmup": str(out.parent / "plan.json"),
+        }
+    )
+    runner.run(settings, faulty(), Reporting(pipe.fileno()))
+
+
+def start(out: Path) -> tuple[BaseProcess, Connection]:
+    """Start a run in another process; returns it, and the pipe that tells what it found."""
+    out.mkdir(parents=True)
+    (out.parent / "plan.json").write_text(PLAN)
+    read, write = processes.context().Pipe(duplex=False)
+    process = processes.context().Process(target=run_and_report, args=(out, write))
+    process.start()
+    write.close()
+    return process, read
+
+
+def rest(pipe: Connection) -> bytes:
+    """Read what comes until the other end is closed."""
+    return b"".join(iter(lambda: os.read(pipe.fileno(), 4096), b""))
 
 
 @pytest.mark.slow
 def test_killed_at_ten_moments_nothing_found_is_lost(tmp_path: Path):
     moments = random.Random(7)
     reported, seen = [], 0
+    process, pipe = start(tmp_path / "whole/out")
+    assert os.read(pipe.fileno(), 1)
+    started = time.monotonic()
+    assert max(rest(pipe)) >= 2
+    whole = time.monotonic() - started  # what a run takes on this machine once it searches
+    process.join()
     for number in range(MOMENTS):
         out = tmp_path / f"run-{number}/out"
-        out.mkdir(parents=True)
-        (out.parent / "plan.json").write_text(PLAN)
-        child, pipe = run_in_a_child(out)
-        first = os.read(pipe, 1)
+        process, pipe = start(out)
+        first = os.read(pipe.fileno(), 1)
         assert first, "the run ended before it had found anything"
-        time.sleep(moments.uniform(0.0, 1.5))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        said = first + b"".join(iter(lambda pipe=pipe: os.read(pipe, 4096), b""))
-        os.close(pipe)
+        time.sleep(moments.uniform(0.0, whole))
+        process.kill()
+        process.join()
+        said = first + rest(pipe)
+        pipe.close()
         result = msgspec.json.decode((out / "result.json").read_bytes(), type=Result)
         reported.append(max(said))
         seen = max(seen, len(result.failures))

@@ -60,6 +60,16 @@ def test_hypothesis_keeps_examples_for_local_runs_alone(monkeypatch):
     assert layered({}).database is None
 
 
+def test_policies_merge_kind_by_kind():
+    assert layered({}).policy == {}
+    settings = layered(
+        {"policy": "stall=off,recompile=warn"},
+        {"policy": " graph-break = budget:3 "},
+        {"policy": "stall=fail"},
+    )
+    assert settings.policy == {"stall": "fail", "recompile": "warn", "graph-break": "budget:3"}
+
+
 def test_several_targets():
     assert layered({"target": "a, b,a"}).targets == ("a", "b")
     assert layered({"target": "a,b"}).for_target("b").target == "b"
@@ -81,6 +91,14 @@ def test_several_targets():
         ({"repaired": True}, "x repaired needs x bug: it takes that bug's repaired twin"),
         ({"corpus": "/no/such/folder"}, "x corpus /no/such/folder is not there: name a folder"),
         ({"database": __file__}, "is a file: name a folder"),
+        ({"policy": ""}, "x policy is empty: leave it out for its default"),
+        ({"policy": "stal=off"}, "unknown kind in x policy 'stal': did you mean 'stall'"),
+        ({"policy": "stall=no"}, "x policy: 'no' is no policy for stall: write KIND=fail"),
+        ({"policy": "stall=budget:0"}, "x policy: 'budget:0' is no policy for stall"),
+        ({"policy": "stall=budget:"}, "x policy: 'budget:' is no policy for stall"),
+        ({"policy": "stall"}, "x policy 'stall' is no policy: write KIND=fail, KIND=warn,"),
+        ({"policy": "nonfinite=off"}, "unknown kind in x policy 'nonfinite'"),
+        ({"policy": {"stall": "off"}}, "x policy must be a string, not {'stall': 'off'}"),
     ],
 )
 def test_a_wrong_value_is_named_as_its_source_names_it(values: dict[str, object], message: str):

@@ -1,4 +1,4 @@
-"""Signatures, explanations, guard parsing, and the comparison of logits."""
+"""Signatures, observers of torch, and the comparison of logits."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import torch
 
 from vlm_ci.parity.comparison import TOLERANCES, compare
 from vlm_ci.targets.protocol import Output
-from vlm_ci.watch import internals
-from vlm_ci.watch.explain import explain
+from vlm_ci.watch import internals, logs
 from vlm_ci.watch.signatures import Binder, nearest
 from vlm_ci.watch.watcher import Watcher, region_class
 
@@ -42,44 +41,6 @@ def test_a_view_is_told_from_a_contiguous_tensor():
     assert "expanded" in record(torch.zeros(1, 4).expand(3, 4)).describe("hidden")
 
 
-@pytest.mark.parametrize(
-    ("now", "cause", "key"),
-    [
-        (
-            lambda: record(HIDDEN, MASK, features=[HIDDEN]),
-            "features is a list of 1; in warm-up it was not passed",
-            "features: not passed -> list",
-        ),
-        (
-            lambda: record(HIDDEN, None),
-            "mask is None; in warm-up it was a float32 tensor [2, 7] on cpu",
-            "mask: float32 tensor -> None",
-        ),
-        (
-            lambda: record(HIDDEN.double(), MASK),
-            "hidden: dtype is float64; in warm-up it was float32",
-            "hidden: dtype",
-        ),
-        (
-            lambda: record(HIDDEN, MASK[:, :1]),
-            "mask: size 1 is 1; in warm-up it was 7",
-            "mask: layout & mask: size 1",
-        ),
-        (
-            lambda: record(HIDDEN.transpose(0, 1), MASK),
-            "hidden: layout is strides ordered [1, 0, 2]; in warm-up it was contiguous",
-            "hidden: layout",
-        ),
-    ],
-)
-def test_cause_is_what_differs_from_the_nearest_warm_call(now, cause, key):
-    warm = [record(HIDDEN, MASK), record(torch.zeros(3, 9, 4), torch.ones(3, 9))]
-    explanation = explain(("an unrelated guard",), now(), warm)
-    assert cause in explanation.cause
-    assert explanation.key == key
-    assert explanation.advice
-
-
 def test_nearest_prefers_the_call_that_differs_in_sizes_only():
     far, near = record(HIDDEN, None), record(torch.zeros(3, 9, 4), torch.ones(3, 9))
     match = nearest(record(HIDDEN, MASK), [far, near])
@@ -92,47 +53,9 @@ def test_nearest_prefers_the_call_that_differs_in_sizes_only():
 def test_grad_mode_is_part_of_the_signature():
     with torch.no_grad():
         warm = record(HIDDEN)
-    explanation = explain(("GLOBAL_STATE changed: grad_mode ",), record(HIDDEN), [warm])
-    assert explanation.cause == "grad mode is True; in warm-up it was False"
-    assert "grad mode" in explanation.advice
-
-
-@pytest.mark.parametrize(
-    ("guards", "cause"),
-    [
-        (
-            (
-                "tensor 'kwargs['x']' size mismatch at index 1. expected 9, actual 2",
-                "tensor 'kwargs['x']' size mismatch at index 1. expected 11, actual 2",
-            ),
-            "size 1 of x was compiled as exactly 9, 11 and is now 2",
-        ),
-        (("2 <= x.size()[0]",), "size 0 of x is below 2: 0 and 1 are specialised"),
-        (("x.size()[0] == y.size()[1]",), "were equal when this was compiled"),
-        (("x.size()[1] == 12",), "x.size()[1] was compiled as exactly 12"),
-        (("len(stack) == 3",), "len(stack) was compiled as exactly 3"),
-        (("x is None",), "x was None when this was compiled"),
-        (("tensor 'x' stride mismatch at index 0. expected 4, actual 1",), "stride 0 of x"),
-        (("something torch invented",), "an unknown guard failed: something torch invented"),
-        ((), "this code was never compiled during warm-up"),
-    ],
-)
-def test_guards_are_put_in_words_where_no_argument_differs(guards, cause):
-    assert cause in explain(guards, record(HIDDEN), [record(HIDDEN)]).cause
-
-
-def test_guards_are_taken_from_the_message_of_a_refusal():
-    message = (
-        "Detected recompile when torch.compile stance is 'fail_on_recompile'. filename: 'a.py'\n"
-        "    triggered by the following guard failure(s):\n"
-        "    - 8/1: 2 <= mask.size()[0]  # mask = mask.to(x)  # a.py:838 in f\n"
-        "    - 8/0: 2 <= mask.size()[0]  # the same\n"
-        "    - 8/2: GLOBAL_STATE changed: grad_mode \n"
-    )
-    assert internals.parse_guards(message) == (
-        "2 <= mask.size()[0]",
-        "GLOBAL_STATE changed: grad_mode",
-    )
+    match = nearest(record(HIDDEN), [warm])
+    assert match is not None
+    assert [str(cause) for cause in match.causes] == ["grad mode is True; in warm-up it was False"]
 
 
 def test_layers_of_one_kind_are_one_region_class():
@@ -220,24 +143,12 @@ def test_shapes_that_differ_are_an_error():
         compare(output(torch.ones(2, 3, 8)), output(torch.ones(2, 3, 9)), TOLERANCES["float32"])
 
 
-def test_both_calls_are_shown_side_by_side():
-    warm, now = record(HIDDEN, MASK), record(torch.zeros(2, 9, 4), None)
-    rows = {row["path"]: (row["now"], row["warm"]) for row in explain((), now, [warm]).call}
-    assert rows == {
-        "hidden": ("float32 tensor [2, 9, 4] on cpu", "float32 tensor [2, 7, 4] on cpu"),
-        "mask": ("None", "float32 tensor [2, 7] on cpu"),
-    }
-    with torch.inference_mode():
-        rows = {row["path"]: row for row in explain((), record(HIDDEN, MASK), [warm]).call}
-    assert rows["inference mode"] == {"path": "inference mode", "now": "True", "warm": "False"}
-
-
 def test_the_limit_is_seen_where_torch_s_logs_are_silenced():
     logger = logging.getLogger("torch._dynamo.convert_frame")
     logger.setLevel(logging.CRITICAL)  # what TORCH_LOGS=-dynamo does
     seen = []
     try:
-        with internals.reporting_limits(lambda function, reason: seen.append(function)):
+        with logs.reporting_limits(lambda function, reason: seen.append(function)):
             logger.warning("torch._dynamo hit config.%s", "recompile_limit (8)")
         assert logger.level == logging.CRITICAL
     finally:

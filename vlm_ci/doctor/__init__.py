@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from vlm_ci.doctor import compiler, launch, machine, observers, packages, surroundings
 from vlm_ci.doctor.loads import LOADS
-from vlm_ci.doctor.probes import OBSERVERS, THOROUGH
+from vlm_ci.doctor.probes import INDUCTOR, OBSERVERS, THOROUGH
 from vlm_ci.doctor.records import Check, Report, first_line, render
 
 if TYPE_CHECKING:
@@ -71,5 +71,7 @@ def _probe(*, thorough: bool) -> dict[str, Outcome]:
     loads = [name for name in LOADS if packages.installed(name)]
     outcomes = launch.probe([*loads, *OBSERVERS])
     if thorough:
-        outcomes |= launch.probe(list(THOROUGH), timeout=_THOROUGH_TIMEOUT, fresh_cache=True)
+        outcomes |= launch.probe(
+            [*INDUCTOR, *THOROUGH], timeout=_THOROUGH_TIMEOUT, fresh_cache=True
+        )
     return outcomes

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from vlm_ci.doctor import compiler, packages, surroundings
-from vlm_ci.doctor.probes import OBSERVERS, THOROUGH
+from vlm_ci.doctor.probes import INDUCTOR, OBSERVERS, THOROUGH
 from vlm_ci.doctor.records import Check
 
 if TYPE_CHECKING:
@@ -16,17 +16,22 @@ if TYPE_CHECKING:
     from vlm_ci.doctor.records import Status
 
 GROUP = "Observers"
-TRITON = "Triton compilations"
+REST = "the rest"
 
 
 def checks(outcomes: Mapping[str, Outcome]) -> list[Check]:
-    """Return a check for each observer, and one for what nothing observes."""
-    return [*(_check(GROUP, outcomes[name]) for name in OBSERVERS), triton(outcomes)]
+    """Return a check for each observer; those that take long were tried, or one line names them."""
+    found = [_check(GROUP, outcomes[name]) for name in (*OBSERVERS, *THOROUGH) if name in outcomes]
+    left_out = [name for name in THOROUGH if name not in outcomes]
+    if left_out:
+        words = f"not tried (only --thorough does): {', '.join(left_out)}"
+        found.append(Check(group=GROUP, name=REST, status="absent", found=words))
+    return found
 
 
 def inductor(outcomes: Mapping[str, Outcome]) -> list[Check]:
     """Return a check for each compile with Inductor that was tried."""
-    names = [name for name in THOROUGH if name.startswith("Inductor") and name in outcomes]
+    names = [name for name in INDUCTOR if name in outcomes]
     otherwise = (
         "mend the C++ compiler, if its line says so; else compile a small function by hand with "
         "TORCH_LOGS=+inductor, which shows more"
@@ -48,40 +53,19 @@ def loading(check: Check, outcome: Outcome | None) -> Check:
     )
 
 
-def triton(outcomes: Mapping[str, Outcome]) -> Check:
-    """Say that nothing observes Triton, and what came of the try if there was one."""
-    found = (
-        "not observed, neither kernels that are compiled nor their autotuning: torch reports "
-        "neither, and result.json says null for strict.triton_compiles"
-    )
-    tried = outcomes.get("Triton autotuning")
-    if tried is not None and tried.state == "fails":
-        return _check(GROUP, tried, name=TRITON)
-    if tried is not None and tried.state == "works":
-        found = (
-            f"kernels that are compiled are not observed, their autotuning is ({tried.found}); "
-            "result.json says null for strict.triton_compiles"
-        )
-    elif tried is not None:
-        found += f" ({tried.found})"
-    return Check(group=GROUP, name=TRITON, status="absent", found=found)
-
-
 _REPORT_IT = (
     "this torch was tested: try a fresh virtual environment, and report it with what "
     "`vlm-ci doctor --json` prints"
 )
 
 
-def _check(
-    group: str, outcome: Outcome, *, name: str | None = None, otherwise: str = _REPORT_IT
-) -> Check:
+def _check(group: str, outcome: Outcome, *, otherwise: str = _REPORT_IT) -> Check:
     status: Status = "broken"
     if outcome.state in ("works", "absent"):
         status = "ok" if outcome.state == "works" else "absent"
     return Check(
         group=group,
-        name=name or outcome.probe,
+        name=outcome.probe,
         status=status,
         found=outcome.found,
         advice=_advice(otherwise) if status == "broken" else "",

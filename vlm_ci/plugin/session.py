@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -269,15 +270,17 @@ class VlmSession:
     # -- reporting ---------------------------------------------------------------------------
 
     def header(self) -> str:
-        """Return the header line."""
+        """Return the header: what is tested with what, and what cannot be watched in it."""
         from vlm_ci.environment import version_of
 
         settings = self._settings([])
+        blind = _blind(settings)
         return (
             f"vlm-ci: torch {version_of('torch')}, transformers {version_of('transformers')}, "
             f"device {settings.device}, target {settings.target}, recipe {settings.recipe}, "
             f"backend {settings.backend}, profile {settings.profile} "
             f"({settings.examples} examples)"
+            + (f"\nvlm-ci: not watched: {', '.join(blind)}" if blind else "")
         )
 
     def summary(self) -> list[str]:
@@ -292,6 +295,21 @@ class VlmSession:
                 lines.append("")
             lines += summary(result, out)
         return [*lines, *(line("problem", text) for text in self.problems)]
+
+
+def _blind(settings: Settings) -> list[str]:
+    """Name what no observer can see with these settings; loads no torch to find out."""
+    blind = []
+    if not settings.device.startswith("cuda"):
+        blind += ["CUDA graphs", "Triton"]
+    elif find_spec("triton") is None:
+        blind.append("Triton (not installed)")
+    else:
+        blind.append("Triton kernels of Inductor's own")
+    stall = settings.policy.get("stall")
+    if stall == "off" or (stall is None and not settings.device.startswith("cuda")):
+        blind.append("stalls")
+    return blind
 
 
 def _slug(nodeid: str) -> str:

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 from vlm_ci.failures import headline
 
 if TYPE_CHECKING:
-    from vlm_ci.result import Result
+    from vlm_ci.result import Audit, Result, Tolerated
+
+
+MOST_TOLERATED = 5
 
 
 def summary(result: Result, out: str = "") -> list[str]:
@@ -23,12 +26,19 @@ def summary(result: Result, out: str = "") -> list[str]:
             line("traffic", _traffic(result)),
             line("corners", _corners(result)),
             line("after warm-up", _strict(result)),
+            *(line("not watched", text) for text in _blind(result)),
             line("regions", _regions(result)),
             line("logits", _logits(result)),
         ]
     if result.parity.canary.applied:
         lines.append(line("canary", _canary(result)))
+    if result.audit is not None:
+        lines.append(line("audit", _audit(result, result.audit)))
     lines += [line("warning", text) for text in result.warnings]
+    lines += [line("tolerated", _tolerated(entry)) for entry in result.tolerated[:MOST_TOLERATED]]
+    if len(result.tolerated) > MOST_TOLERATED:
+        rest = len(result.tolerated) - MOST_TOLERATED
+        lines.append(line("", f"and {rest} more causes; result.json has them all"))
     lines += [line("failure", headline(failure)) for failure in result.failures]
     found = len(result.failures)
     causes = f", {found} cause{'s' if found > 1 else ''}" if found else ""
@@ -98,11 +108,12 @@ def _strict(result: Result) -> str:
     strict = result.strict
     share = strict.forward_seconds / strict.seconds if strict.seconds else 0.0
     known = [
-        f"{name} {'not observed' if count is None else count}"
+        f", {count} {name}"
         for name, count in (
             ("graph captures", strict.graph_captures),
             ("triton compiles", strict.triton_compiles),
         )
+        if count is not None
     ]
     refused = (
         f"{strict.refusals} refused calls"
@@ -110,9 +121,15 @@ def _strict(result: Result) -> str:
         else "calls could not be refused (out of process)"
     )
     return (
-        f"{strict.compiles} compiles, {refused}, {', '.join(known)}; "
+        f"{strict.compiles} compiles, {refused}{''.join(known)}; "
         f"{strict.batches} batches in {strict.seconds:.1f} s, {share:.0%} of it in forwards"
     )
+
+
+def _blind(result: Result) -> list[str]:
+    """Return what the watch could not see, and why; nothing where it saw everything."""
+    blind = [f"{one.layer} ({one.blind})" for one in result.watch if one.blind]
+    return ["; ".join(blind)] if blind else []
 
 
 def _regions(result: Result) -> str:
@@ -140,6 +157,19 @@ def _logits(result: Result) -> str:
         f"{worst.error:.2g}, {worst.ratio:.2g} of what is allowed (request {worst.request}, token "
         f"{worst.token}, {worst.modality})"
     )
+
+
+def _audit(result: Result, audit: Audit) -> str:
+    end = "the last one found nothing new" if audit.complete else "it did not come to its end"
+    return (
+        f"{audit.rounds} searches, {end}; the warm-up grew from {result.warmup.batches} to "
+        f"{audit.plan_batches} batches with {audit.extension_compiles} compiles"
+    )
+
+
+def _tolerated(entry: Tolerated) -> str:
+    times = f", {entry.count} times" if entry.count > 1 else ""
+    return f"{headline(entry.failure)} ({entry.policy}{times})"
 
 
 def _canary(result: Result) -> str:

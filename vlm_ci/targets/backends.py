@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -49,33 +50,52 @@ class CompileOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class CountingBackend:
-    """A backend that reports each graph it compiles and each execution of one."""
+    """A backend that numbers the graphs it compiles, from 1, and reports each execution of one.
+
+    ``on_graph`` hears of a graph's number and of the place in the source where it begins, as
+    ``function (file:line)``; ``on_region`` hears of the number at each execution.
+    """
 
     def __init__(
         self,
         options: CompileOptions,
         *,
-        on_graph: Callable[[], None],
-        on_region: Callable[[], None],
+        on_graph: Callable[[int, str], None],
+        on_region: Callable[[int], None],
     ) -> None:
         self._compile = _resolve(options)
         self._on_graph = on_graph
         self._on_region = on_region
+        self._graphs = 0
         self.__name__ = options.backend
 
     def __call__(
         self, graph: torch.fx.GraphModule, example_inputs: Sequence[Any]
     ) -> Callable[..., Any]:
         """Compile one graph; the result counts its own executions."""
-        self._on_graph()
+        self._graphs += 1
+        number, on_region = self._graphs, self._on_region
+        self._on_graph(number, _place(graph))
         compiled = self._compile(graph, example_inputs)
-        on_region = self._on_region
 
         def region(*args: Any) -> Any:
-            on_region()
+            on_region(number)
             return compiled(*args)
 
         return region
+
+
+_STACK_ENTRY = re.compile(r'File "(?P<path>.+)", line (?P<line>\d+), in (?P<name>\S+)')
+
+
+def _place(graph: torch.fx.GraphModule) -> str:
+    """Name the line of the compiled frame that a graph's first operation comes from."""
+    from vlm_ci.watch.internals import short_path  # here: it imports torch
+
+    for node in graph.graph.nodes:
+        if found := _STACK_ENTRY.search(node.stack_trace or ""):
+            return f"{found['name']} ({short_path(found['path'])}:{found['line']})"
+    return ""
 
 
 def _resolve(options: CompileOptions) -> Callable[..., Callable[..., Any]]:

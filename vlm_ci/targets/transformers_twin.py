@@ -69,7 +69,7 @@ class TransformersTwin:
                 "recompile_limit": options.recompile_limit or internals.recompile_limit(),
             },
         )
-        self.watcher = Watcher()
+        self.watcher = Watcher(str(device))
         self._source = source
         self._options = options
         self._device = device
@@ -96,12 +96,14 @@ class TransformersTwin:
         internals.reset()
         if self._options.recompile_limit is not None:
             internals.set_recompile_limit(self._options.recompile_limit)
-        self.watcher = Watcher()
+        self.watcher = Watcher(str(self._device))
         self.watcher.start()
         backend = CountingBackend(
             self._options,
-            on_graph=lambda: self.watcher.record("graph"),
-            on_region=lambda: self.watcher.region_executed(),
+            on_graph=lambda graph, place: self.watcher.record(
+                "graph", frame=place, evidence={"graph": graph}
+            ),
+            on_region=self.watcher.region_executed,
         )
         names = {id(module): name or "model" for name, module in self._compiled.named_modules()}
         cudagraphs = self._options.mode in CUDAGRAPH_MODES

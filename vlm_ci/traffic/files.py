@@ -18,10 +18,25 @@ PLAN_SCHEMA = "vlm-ci/plan/1"
 
 
 class PlanFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A warm-up plan on disk: batches in the order in which they are to be run."""
+    """A warm-up plan on disk: batches in the order in which they are to be run.
 
-    batches: tuple[Batch, ...]
+    Sizes are in pixels (``height``, ``width``), frames (``frames``) and tokens (``tokens``), never
+    in patches or positions of one model. What else is in the file says where the plan comes from:
+    ``target``, ``recipe`` and ``options`` are those that it was made for, ``made_with`` the
+    versions, ``graphs`` how many graphs each batch compiles in a cold warm-up in this order,
+    ``holds`` whether it was verified, and ``note`` what to know about it. All of that may be
+    missing.
+    """
+
     schema: str = PLAN_SCHEMA
+    target: str = ""
+    recipe: str = ""
+    options: dict[str, Any] = {}
+    made_with: dict[str, str] = {}
+    graphs: tuple[int, ...] = ()
+    holds: bool | None = None
+    note: str = ""
+    batches: tuple[Batch, ...]
 
     def __post_init__(self) -> None:
         check_choice("the schema of the plan", self.schema, (PLAN_SCHEMA,))

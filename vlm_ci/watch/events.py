@@ -14,8 +14,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     ``time`` is in seconds since the epoch; ``step`` counts forwards of the compiled twin from 1,
     within its ``phase`` ("load", "warmup", "canary" or "strict"); ``frame`` names the function or
     the region.
-    Kinds are "compile", "graph", "refusal", "limit-hit", "graph-capture" and "triton-compile".
-    A "compile" is the start of a Dynamo compilation, one for each frame; a "graph" is one call of
+    The kinds are those that the observers list, and "graph", "refusal" and "limit-hit". A
+    "compile" is the start of a Dynamo compilation, one for each frame; a "graph" is one call of
     the backend. The two differ: a frame with a graph break gives several graphs.
     """
 

@@ -1,27 +1,31 @@
 """The only module that touches private parts of torch, each probed when it is imported.
 
 Why they are needed: torch has no public hook for the start of a compilation, for a refusal under
-``fail_on_recompile`` (an exception that model code may swallow), or for the recompile limit
-(a log line). Sources: torch/_dynamo/callback.py, eval_frame.py and convert_frame.py; read in
-2.11 and 2.13.
+``fail_on_recompile`` (an exception that model code may swallow), for what became of a compilation,
+or for Inductor's autotuning. What torch says in its logs alone is read in ``logs``. Sources:
+torch/_dynamo/callback.py, eval_frame.py, convert_frame.py and utils.py,
+torch/_inductor/runtime/triton_heuristics.py; read in 2.11 and 2.13.
 """
 
 from __future__ import annotations
 
-import logging
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch._dynamo
 from torch._dynamo import eval_frame
+from torch._dynamo import utils as dynamo_utils
 from torch._dynamo.callback import CallbackArgs, CallbackTrigger, callback_handler
 from torch.utils import _pytree as pytree
 
 from vlm_ci.environment import TESTED
 from vlm_ci.errors import UsageError
+from vlm_ci.watch.guards.text import Guard, lacks_line, parse, with_lines
+from vlm_ci.watch.guards.text import short_path as short_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -44,9 +48,10 @@ def _require(owner: Any, *names: str) -> None:
         )
 
 
-_require(eval_frame, "_callback_from_stance", "_stance")
+_require(eval_frame, "_callback_from_stance", "_stance", "_debug_get_cache_entry_list")
 _require(torch.nn.Module, "_compiled_call_impl")
 _require(torch._dynamo.config, "recompile_limit")
+_require(dynamo_utils, "counters", "get_compilation_metrics", "graph_break_reasons")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,29 +60,58 @@ class Refusal:
 
     filename: str
     function: str
-    line: int
-    guards: tuple[str, ...]
+    first_line: int
+    failed: tuple[Guard, ...]
 
     @property
     def frame(self) -> str:
         """The frame as ``function (file:line)``, the file from the package's folder down."""
-        return f"{self.function} ({short_path(self.filename)}:{self.line})"
+        return f"{self.function} ({short_path(self.filename)}:{self.first_line})"
+
+    @property
+    def guards(self) -> tuple[str, ...]:
+        """The guards as torch writes them, without entry numbers and comments."""
+        return tuple(guard.text for guard in self.failed)
+
+    @property
+    def line(self) -> str:
+        """The user's line behind the first guard that has one, "" where none has."""
+        return next((guard.line for guard in self.failed if guard.line), "")
 
 
-def short_path(path: str) -> str:
-    """Cut a path down to what follows ``site-packages/``, or to its last three parts."""
-    _head, found, tail = path.rpartition("site-packages/")
-    return tail if found else "/".join(path.split("/")[-3:])
+def is_of_torch(path: str) -> bool:
+    """Whether a file belongs to torch."""
+    return path.startswith(str(Path(torch.__file__).parent))
 
 
-_REASON = re.compile(r"^\s*-?\s*\d+/\d+:\s*(?P<guard>.*)$", re.MULTILINE)
 _COMMENT = re.compile(r"\s+# .*$")
 
 
 def parse_guards(message: str) -> tuple[str, ...]:
     """Return the failed guards that a refusal names, without entry numbers and comments."""
-    found = (_COMMENT.sub("", match["guard"]).strip() for match in _REASON.finditer(message))
-    return tuple(dict.fromkeys(found))
+    return tuple(guard.text for guard in parse(message))
+
+
+def _failed_guards(message: str, code: CodeType) -> tuple[Guard, ...]:
+    failed = parse(message)
+    if any(map(lacks_line, failed)):
+        return with_lines(failed, _installed_guards(code))
+    return failed
+
+
+def _installed_guards(code: CodeType) -> Iterator[str]:
+    """Yield the guards of all compiled variants of a function, each with the user's line.
+
+    The message of a refusal leaves the line out where a guard on a tensor fails.
+    """
+    for entry in eval_frame._debug_get_cache_entry_list(code):
+        managers: list[Any] = [getattr(entry.guard_manager, "root", None)]
+        while managers:
+            manager = managers.pop()
+            if hasattr(manager, "get_leaf_guards"):
+                for leaf in manager.get_leaf_guards():
+                    yield from leaf.verbose_code_parts()
+                managers += manager.get_child_managers()
 
 
 @contextmanager
@@ -87,13 +121,18 @@ def reporting_refusals(report: Callable[[Refusal], None]) -> Iterator[None]:
     It is seen even where model code swallows the exception, and in every thread.
     """
     original = eval_frame._callback_from_stance
+    refusing: dict[int, tuple[Any, Any]] = {}  # made once for each callback: it is asked per call
 
     def watching(callback: Any) -> Any:
-        chosen = original(callback)
-        if chosen is callback or not callable(chosen):
-            return chosen
-        if eval_frame._stance.stance != STRICT_STANCE:
-            return chosen
+        if eval_frame._stance.stance != STRICT_STANCE or callback in (False, None):
+            return original(callback)
+        known = refusing.get(id(callback))
+        if known is None:
+            known = refusing[id(callback)] = (callback, refusal_of(callback))
+        return known[1]
+
+    def refusal_of(callback: Any) -> Any:
+        chosen: Any = original(callback)
 
         def refuse(frame: Any, *args: Any, **kwargs: Any) -> Any:
             try:
@@ -104,8 +143,8 @@ def reporting_refusals(report: Callable[[Refusal], None]) -> Iterator[None]:
                     Refusal(
                         filename=code.co_filename,
                         function=code.co_name,
-                        line=code.co_firstlineno,
-                        guards=parse_guards(str(error)),
+                        first_line=code.co_firstlineno,
+                        failed=_failed_guards(str(error), code),
                     )
                 )
                 raise
@@ -131,43 +170,49 @@ def strict() -> Iterator[None]:
 @contextmanager
 def preserving_state() -> Iterator[None]:
     """Restore the process state that Dynamo guards on, as it was on entry."""
-    threads = torch.get_num_threads()
-    precision = torch.get_float32_matmul_precision()
-    default_dtype = torch.get_default_dtype()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    grad = torch.is_grad_enabled()
+    before = _state()
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
-        torch.set_float32_matmul_precision(precision)
-        torch.set_default_dtype(default_dtype)
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-        torch.set_grad_enabled(grad)
+        if _state() != before:  # setting all of it takes longer than looking
+            threads, precision, default_dtype, deterministic, warn_only, grad = before
+            torch.set_num_threads(threads)
+            torch.set_float32_matmul_precision(precision)
+            torch.set_default_dtype(default_dtype)
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+            torch.set_grad_enabled(grad)
 
 
-# Recordings by cudagraph trees are left out: they go through CUDAGraph.capture_begin, where the
-# watcher sees them together with everybody else's captures.
+def _state() -> tuple[int, str, torch.dtype, bool, bool, bool]:
+    return (
+        torch.get_num_threads(),
+        torch.get_float32_matmul_precision(),
+        torch.get_default_dtype(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.is_grad_enabled(),
+    )
+
+
 _TRIGGERS = {
-    CallbackTrigger.DYNAMO: "compile",
-    CallbackTrigger.LAZY_BACKWARD: "compile",
-    # torch 2.11 to 2.13 do not raise it ("temporarily disabled"); the next one may.
-    CallbackTrigger.TRITON_AUTOTUNING: "triton-compile",
+    CallbackTrigger.DYNAMO: "dynamo",
+    CallbackTrigger.LAZY_BACKWARD: "lazy",
+    CallbackTrigger.CUDAGRAPH_RECORDING: "recording",
 }
 
 
 @contextmanager
 def reporting_compiles(report: Callable[[str, str], None]) -> Iterator[None]:
-    """Call ``report(kind, compile id)`` whenever a compilation or a recording starts.
+    """Call ``report(trigger, compile id)`` whenever a compilation or a recording starts.
 
+    The trigger is "dynamo", "lazy" or "recording"; the id reads "FRAME/N", N from 0.
     ``torch._dynamo.reset()`` drops the registration: register after it.
     """
 
     def start(args: CallbackArgs) -> None:
-        kind = _TRIGGERS.get(args.callback_trigger)
-        if kind is not None:
-            report(kind, str(args.compile_id))
+        trigger = _TRIGGERS.get(args.callback_trigger)
+        if trigger is not None:
+            report(trigger, str(args.compile_id))
 
     callback_handler.register_start_callback(start)
     try:
@@ -177,60 +222,109 @@ def reporting_compiles(report: Callable[[str, str], None]) -> Iterator[None]:
             callback_handler.remove_start_callback(start)
 
 
-class _LimitHandler(logging.Handler):
-    """Turns Dynamo's warning about a limit into a call; the record itself goes its usual way."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of one compilation of a frame. ``installed`` says that Dynamo put compiled code
+    in place; ``reason`` is why it compiled again, or why it failed; ``seconds`` is its time."""
 
-    def __init__(self, report: Callable[[str, str], None]) -> None:
-        super().__init__(logging.WARNING)
-        self._report = report
+    compile_id: str
+    frame: str
+    installed: bool
+    reason: str
+    seconds: float
 
-    def emit(self, record: logging.LogRecord) -> None:
-        if isinstance(record.msg, str) and record.msg.startswith("torch._dynamo hit config."):
-            message = record.getMessage()
-            function = re.search(
-                r"function: '(?P<name>.*)' \((?P<path>.*):(?P<line>\d+)\)", message
+
+class CompileOutcomes:
+    """Reads what torch notes about each compilation; it keeps the last 64."""
+
+    def __init__(self) -> None:
+        self._last: Any = None
+
+    def skip(self) -> None:
+        """Leave out what there is."""
+        metrics = dynamo_utils.get_compilation_metrics()
+        self._last = metrics[-1] if metrics else None
+
+    def new(self) -> list[Outcome]:
+        """Return the outcomes since the last call."""
+        metrics = dynamo_utils.get_compilation_metrics()
+        if not metrics or metrics[-1] is self._last:
+            return []
+        known = next((i for i, entry in enumerate(metrics) if entry is self._last), -1)
+        self._last = metrics[-1]
+        return [
+            Outcome(
+                compile_id=str(entry.compile_id),
+                frame=f"{entry.co_name} "
+                f"({short_path(entry.co_filename or '')}:{entry.co_firstlineno})",
+                # A frame that Dynamo skips counts as guarded in 2.13, and has no guards.
+                installed=bool(entry.has_guarded_code) and entry.guard_count is not None,
+                reason=str(entry.fail_reason or entry.recompile_reason or ""),
+                seconds=round(entry.entire_frame_compile_time_s or 0.0, 4),
             )
-            reason = re.search(r"last reason: (?:\d+/\d+: )?(?P<guard>.*)", message)
-            self._report(
-                f"{function['name']} ({short_path(function['path'])}:{function['line']})"
-                if function
-                else "unknown",
-                _COMMENT.sub("", reason["guard"]).strip() if reason else "",
-            )
+            for entry in metrics[known + 1 :]
+            if entry.co_name is not None and not entry.is_runtime
+        ]
+
+
+class GraphBreaks:
+    """Reads the graph breaks that Dynamo notes, with the line of the user's that caused each."""
+
+    def __init__(self) -> None:
+        self._seen = 0
+
+    def skip(self) -> None:
+        """Leave out what there is."""
+        self._seen = len(dynamo_utils.graph_break_reasons)
+
+    def new(self) -> list[tuple[str, str]]:
+        """Return (reason, line) of each graph break since the last call."""
+        reasons = dynamo_utils.graph_break_reasons
+        self._seen = min(self._seen, len(reasons))  # a reset empties the list
+        found = reasons[self._seen :]
+        self._seen = len(reasons)
+        return [(str(one.reason).strip(), _innermost(one.user_stack)) for one in found]
+
+
+def _innermost(stack: Any) -> str:
+    if not stack:
+        return ""
+    place = stack[-1]
+    return f"{place.name} ({short_path(place.filename)}:{place.lineno})"
+
+
+def counters(group: str) -> dict[str, int]:
+    """Return one group of torch's counters as it is, by name; those not counted yet are absent."""
+    found: dict[str, int] = dynamo_utils.counters[group]
+    return found
 
 
 @contextmanager
-def reporting_limits(report: Callable[[str, str], None]) -> Iterator[None]:
-    """Call ``report(function, last reason)`` when Dynamo reaches a recompile limit.
+def reporting_autotuning(report: Callable[[str], None]) -> Iterator[bool]:
+    """Call ``report(kernel)`` where Inductor tries out configurations of a Triton kernel.
 
-    Dynamo says so in a log line and nowhere else. The warning is recorded here and kept off the
-    terminal, where it would stand in the middle of the progress line.
+    Yields False where this torch has no such place.
     """
-    logger = logging.getLogger("torch._dynamo.convert_frame")
-    handler = _LimitHandler(report)
-    propagate, level = logger.propagate, logger.level
-    logger.addHandler(handler)
-    logger.propagate = False
-    if not logger.isEnabledFor(logging.WARNING):  # TORCH_LOGS=-dynamo silences it
-        logger.setLevel(logging.WARNING)
     try:
-        yield
+        from torch._inductor.runtime.triton_heuristics import CachingAutotuner
+    except ImportError:
+        yield False
+        return
+    tuner: Any = CachingAutotuner
+    original = getattr(tuner, "autotune_to_one_config", None)
+    if original is None:
+        yield False
+        return
+
+    def autotune(self: Any, *args: Any, **kwargs: Any) -> Any:
+        report(str(getattr(getattr(self, "fn", None), "__name__", "a kernel")))
+        return original(self, *args, **kwargs)
+
+    tuner.autotune_to_one_config = autotune
+    try:
+        yield True
     finally:
-        logger.removeHandler(handler)
-        logger.propagate = propagate
-        logger.setLevel(level)
-
-
-def keep_trace_to_itself() -> None:
-    """Take foreign handlers off torch's structured trace; its own one, of TORCH_TRACE, stays.
-
-    pytest 9.2 attaches its handler to every logger that does not propagate. On this one it makes
-    torch build the whole trace, and fills a failure's report with thousands of empty lines.
-    """
-    logger = logging.getLogger("torch.__trace")
-    for handler in list(logger.handlers):
-        if not type(handler).__module__.startswith("torch."):
-            logger.removeHandler(handler)
+        tuner.autotune_to_one_config = original
 
 
 class CacheMark:
@@ -287,11 +381,10 @@ def set_recompile_limit(limit: int) -> None:
 
 def graph_breaks() -> int:
     """Return the graph breaks that Dynamo has counted since the last reset."""
-    counter: dict[str, int] = torch._dynamo.utils.counters["graph_break"]
-    return sum(counter.values())
+    return sum(dynamo_utils.counters["graph_break"].values())
 
 
 def reset() -> None:
     """Empty Dynamo's cache and counters. Observers have to be registered again."""
     torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
+    dynamo_utils.counters.clear()

@@ -2,87 +2,94 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 import time
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from vlm_ci.watch import internals
+from vlm_ci.watch import internals, logs
 from vlm_ci.watch.events import Event, region_class
+from vlm_ci.watch.observers import observers
 from vlm_ci.watch.signatures import Binder, Signature
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Call:
     """One call of a compiled callable: its name, and the compiled regions executed in it.
 
     The signature is taken at once in warm-up; later only where the call is refused, so that a
-    strict step costs next to nothing.
+    strict step costs next to nothing. The arguments are held while the call lasts.
     """
 
     region: str
-    take_signature: Callable[[], Signature]
+    binder: Binder
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
     signature: Signature | None = None
     regions: int = 0
+
+    def sign(self) -> Signature:
+        """Take the signature, if there is none yet."""
+        if self.signature is None:
+            self.signature = self.binder(self.args, self.kwargs)
+        return self.signature
 
 
 class Watcher:
     """Records events, executed regions and calls, step by step.
 
     Start it after ``internals.reset()``, which drops what an earlier watcher had registered.
+    ``region_executed(graph)`` notes one execution of a compiled region, of the graph with this
+    number. It runs inside of compiled code, where each Python frame costs Dynamo's hook: it is the
+    ``append`` of a list, which is safe from any thread.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
+        self.observers = observers(device)
         self.events: list[Event] = []
+        self._files: dict[str, str] = {}  # where the code of each region class lies
         self.phase = "load"
         self.sign_all = False  # take the signature of every call, also in the strict phase
         self._run_start = 0
         self.step = 0
-        self.regions = 0  # compiled regions executed since the start
+        self._executed: list[int] = []  # numbers of the graphs executed in this step
+        self._executed_before = 0  # how many were in earlier steps
+        self.region_executed = self._executed.append
         self.warm: dict[str, list[Signature]] = {}  # signatures by region class, from warm-up
         self._calls: list[Call] = []
         self._refused: list[tuple[internals.Refusal, Signature | None, str]] = []
         self._lock = threading.RLock()
         self._local = threading.local()
         self._stack = ExitStack()
+        self._watching = False
+        self._collected = True  # since the last step began
+        self._count: Counter[str] = Counter()
 
     def start(self) -> None:
         """Register the observers."""
-        self._stack.enter_context(
-            internals.reporting_compiles(
-                lambda kind, compile_id: self.record(kind, evidence={"compile_id": compile_id})
-            )
-        )
         self._stack.enter_context(internals.reporting_refusals(self._on_refusal))
-        self._stack.enter_context(
-            internals.reporting_limits(
-                lambda function, reason: self.record(
-                    "limit-hit", frame=function, evidence={"last_reason": reason}
-                )
-            )
-        )
-        self._stack.enter_context(
-            _reporting_captures(
-                lambda: self.record("graph-capture", evidence={"by": "torch.cuda.CUDAGraph"})
-            )
-        )
+        for observer in self.observers:
+            observer.start(self.record)
+            self._stack.callback(observer.stop)
+        self._watching = True
 
     def stop(self) -> None:
         """Take the observers away again."""
+        self._watching = False
         self._stack.close()
 
     # -- recording ---------------------------------------------------------------------------
 
     def begin(self, phase: str) -> None:
         """Enter a phase; its steps count from 1."""
+        self.end_step()
         self.phase, self.step = phase, 0
 
     def begin_run(self) -> None:
@@ -96,14 +103,26 @@ class Watcher:
 
     def begin_step(self) -> None:
         """Begin the next forward: what follows belongs to it."""
-        internals.keep_trace_to_itself()
+        logs.keep_trace_to_itself()
+        if not self._collected:
+            self.end_step()
+        self._collected = False
         with self._lock:
             self.step += 1
             self._calls, self._refused = [], []
+            self._executed_before += len(self._executed)
+            self._executed.clear()
+
+    def end_step(self) -> None:
+        """End a forward: what torch has counted in it becomes events."""
+        self._collected = True
+        for observer in self.observers if self._watching else ():
+            observer.collect()
 
     def record(self, kind: str, *, frame: str = "", evidence: dict[str, Any] | None = None) -> None:
         """Append an event to the list; safe from any thread."""
         with self._lock:
+            self._count[kind] += 1
             self.events.append(
                 Event(
                     kind=kind,
@@ -115,35 +134,29 @@ class Watcher:
                 )
             )
 
-    def region_executed(self) -> None:
-        """Count one execution of a compiled region."""
-        with self._lock:
-            self.regions += 1
-        stack = self._stack_of_calls()
-        if stack:
-            stack[-1].regions += 1
-
     def observe(self, name: str, function: Callable[..., Any]) -> Callable[[Any], Any]:
         """Return a wrapper for the compiled form of ``function`` that records each call."""
-        bind = Binder(function)
+        bind, executed = Binder(function), self._executed
+        code = getattr(inspect.unwrap(function), "__code__", None)
+        if code is not None:
+            self._files[region_class(name)] = code.co_filename
 
         def wrap(compiled: Callable[..., Any]) -> Callable[..., Any]:
             @wraps(compiled)
             def call(*args: Any, **kwargs: Any) -> Any:
-                record = Call(region=name, take_signature=lambda: bind(args, kwargs))
+                record = Call(name, bind, args, kwargs)
                 if self.phase != "strict" or self.sign_all:
-                    record.signature = record.take_signature()
+                    record.sign()
                 stack = self._stack_of_calls()
                 stack.append(record)
-                with self._lock:
-                    self._calls.append(record)
+                self._calls.append(record)
+                before = len(executed)
                 try:
                     return compiled(*args, **kwargs)
                 finally:
+                    record.regions = len(executed) - before
                     stack.pop()
-                    record.take_signature = _gone
-                    if stack:
-                        stack[-1].regions += record.regions
+                    record.args, record.kwargs = (), {}
 
             return call
 
@@ -166,7 +179,7 @@ class Watcher:
         stack = self._stack_of_calls()
         call = stack[-1] if stack else None
         if call is not None:
-            call.signature = call.signature or call.take_signature()
+            call.sign()
         with self._lock:
             self._refused.append(
                 (refusal, call.signature if call else None, call.region if call else "")
@@ -183,6 +196,16 @@ class Watcher:
     # -- reading -----------------------------------------------------------------------------
 
     @property
+    def regions(self) -> int:
+        """The compiled regions executed since the start."""
+        return self._executed_before + len(self._executed)
+
+    @property
+    def executed(self) -> Counter[int]:
+        """The compiled regions executed in this step, by the number of the graph."""
+        return Counter(self._executed)
+
+    @property
     def calls(self) -> list[Call]:
         """The calls of compiled callables in this step."""
         return list(self._calls)
@@ -192,33 +215,14 @@ class Watcher:
         """The refusals of this step, each with the call it happened in and that call's region."""
         return list(self._refused)
 
+    def is_of_torch(self, region: str) -> bool:
+        """Whether the code of a region class lies in torch itself."""
+        return internals.is_of_torch(self._files.get(region, ""))
+
     def count(self, kind: str) -> int:
         """Count the events of a kind since the start."""
-        return sum(event.kind == kind for event in self.events)
+        return self._count[kind]
 
     def counts(self, phase: str) -> Counter[str]:
         """Count the events of one phase of this run by kind."""
         return Counter(event.kind for event in self.run_events if event.phase == phase)
-
-
-def _gone() -> Signature:
-    raise RuntimeError("the call is over and its arguments are no longer held")
-
-
-class _reporting_captures(ExitStack):
-    """Reports captures by anyone through ``torch.cuda.CUDAGraph.capture_begin``."""
-
-    def __init__(self, report: Callable[[], None]) -> None:
-        super().__init__()
-        graph = getattr(torch.cuda, "CUDAGraph", None)
-        if graph is None or not torch.cuda.is_available():
-            return
-        original = graph.capture_begin
-
-        @wraps(original)
-        def capture_begin(self: Any, *args: Any, **kwargs: Any) -> Any:
-            report()
-            return original(self, *args, **kwargs)
-
-        graph.capture_begin = capture_begin
-        self.callback(setattr, graph, "capture_begin", original)

@@ -1,0 +1,671 @@
+"""Standalone repros: short, without vlm_ci, run before they are kept, marked where they fail."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+
+from vlm_ci import Image, Model, Text, batch, evidence, families, repro, runner, session
+from vlm_ci.cli import main
+from vlm_ci.evidence import FailureFile
+from vlm_ci.failures import Failure
+from vlm_ci.repro import causes, literals
+from vlm_ci.settings import Settings
+from vlm_ci.targets import models
+from vlm_ci.traffic.files import plan_to_json, pretty
+
+MODEL = Model(
+    name="small-llava",
+    family=families.load("llava"),
+    config={
+        **models.find("llava-tiny").config,
+        "vision_feature_layer": -1,
+        "text_config": {**models.find("llava-tiny").config["text_config"], "num_hidden_layers": 1},
+        "vision_config": {
+            **models.find("llava-tiny").config["vision_config"],
+            "num_hidden_layers": 1,
+        },
+    },
+)
+NAMED = "test_repro:MODEL"
+WARM = batch([Text(6), Image(16, 16), Text(4)])
+ONE = batch(Text(1))
+
+
+def file_of(failure: Failure, **changes: object) -> FailureFile:
+    """A failure file as a run writes it."""
+    known = {
+        "target": NAMED,
+        "recipe": "decoder-layers",
+        "backend": "eager",
+        "options": {"device": "cpu", "dtype": "float32", "dynamic": True, "recompile_limit": 8},
+        "warmup": "plan.json",
+        "plan": (WARM,),
+        **changes,
+    }
+    return FailureFile(failure=failure, **known)
+
+
+def failure_of(kind: str, key: str = "", **changes: object) -> Failure:
+    known = {"cause": f"a {kind}", "advice": "none", "traffic": session(ONE), **changes}
+    return Failure(kind=kind, key=key, **known)
+
+
+@pytest.fixture
+def without_vlm_ci(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every import of vlm_ci fail in the processes that are started."""
+    folder = tmp_path / "blocked"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text("import sys\nsys.modules['vlm_ci'] = None\n")
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+
+
+def check_form(path: Path) -> ast.Module:
+    """Check that a script is short and imports torch, transformers and the standard library."""
+    lines = path.read_text().splitlines()
+    assert len(lines) < 60
+    assert max(map(len, lines)) <= 100
+    tree = ast.parse("\n".join(lines))
+    assert ast.get_docstring(tree)
+    named = {
+        module.split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for module in (
+            [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else [a.name for a in node.names]
+        )
+    }
+    assert named - set(sys.stdlib_module_names) == {"torch", "transformers"}
+    return tree
+
+
+# -- a real failure ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a real failure: text of one token, after a warm-up with an image."""
+    folder = tmp_path_factory.mktemp("recorded")
+    (folder / "plan.json").write_bytes(plan_to_json((WARM,)))
+    traffic = folder / "corpus"
+    traffic.mkdir()
+    (traffic / "one.json").write_bytes(pretty(session(ONE)))
+    settings = Settings.from_mapping(
+        {
+            "target": NAMED,
+            "warmup": str(folder / "plan.json"),
+            "corpus": str(traffic),
+            "examples": 1,
+            "database": "none",
+            "out": str(folder / "out"),
+        }
+    )
+    target = runner.build_target(settings)
+    try:
+        runner.run(settings, target, name=NAMED)
+    finally:
+        target.close()
+    (found,) = (folder / "out/failures").iterdir()
+    return found
+
+
+def test_a_recompile_reproduces_without_vlm_ci(recorded: Path, without_vlm_ci):
+    """What it prints is torch's own reason."""
+    file = evidence.read(recorded / "failure.json").file
+    made = repro.write(file, recorded, timeout=240)
+    assert made.reproduced, made
+    assert made.path == recorded / "repro.py"
+    assert made.note == ""
+    check_form(made.path)
+    assert "Detected recompile" in made.output
+    assert re.search(r"2 <= .*args.*\[0\].*\.size\(\)\[1\]", made.output)
+    assert file.failure is not None
+    assert causes.difference(file.failure, 1, made.output) == ""
+
+
+def test_a_repaired_fault_is_marked(recorded: Path, tmp_path: Path, without_vlm_ci):
+    """The failing batch is part of the warm-up: nothing is refused any more."""
+    file = evidence.read(recorded / "failure.json").file
+    made = repro.write(msgspec.structs.replace(file, plan=(ONE,)), tmp_path / "new", timeout=240)
+    assert not made.reproduced
+    assert made.path is not None
+    check_form(made.path)
+    first = made.path.read_text().splitlines()[0]
+    assert first == "# DOES NOT REPRODUCE: nothing was compiled again"
+    assert made.note == "nothing was compiled again"
+    assert made.output == "nothing was compiled again\n"
+
+
+# -- the same cause ------------------------------------------------------------------------------
+
+
+def refusal(function: str, path: str, *guards: str) -> str:
+    """What torch prints of a refused call."""
+    entries = "".join(f"\n    - 0/{n}: {guard}  # code" for n, guard in enumerate(guards))
+    failed = f"\n    triggered by the following guard failure(s):{entries}" if guards else ""
+    return (
+        "Detected recompile when torch.compile stance is 'fail_on_recompile'. filename: "
+        f"'/x/site-packages/{path}', function name: '{function}', line number: 7{failed}\n"
+    )
+
+
+PRESENCE = failure_of(
+    "recompile",
+    "model.language_model: position_ids: None -> int64 tensor",
+    frame="wrapper (transformers/utils/generic.py:1019) in model.language_model",
+    guards=(
+        "tensor 'kwargs['attention_mask']' size mismatch at index 1. expected 1, actual 3",
+        "kwargs['position_ids'] is None",
+    ),
+    difference=(
+        {"path": "position_ids", "aspect": "presence", "warm": "None", "now": "int64 tensor [3]"},
+        {"path": "attention_mask", "aspect": "size 1", "warm": "11", "now": "3"},
+    ),
+)
+LIMIT = "torch._dynamo hit config.recompile_limit (8)\n   function: '{}' (/site-packages/a/b.py:9)"
+GENERIC = "transformers/utils/generic.py"
+
+
+@pytest.mark.parametrize(
+    ("guards", "function", "why"),
+    [
+        (["kwargs['position_ids'] is None"], "wrapper", ""),
+        (["tensor 'x' stride mismatch", "kwargs['position_ids'] is None"], "wrapper", ""),
+        # Any short warm-up on one token gives this one: it does not tell the cause.
+        (
+            ["tensor 'kwargs['attention_mask']' size mismatch at index 1. expected 1, actual 9"],
+            "wrapper",
+            "another guard failed: tensor 'kwargs['attention_mask']' size mismatch",
+        ),
+        (["kwargs['position_ids'] is None"], "forward", "torch refused forward ("),
+        ([], "wrapper", "the frame was never compiled"),
+    ],
+)
+def test_the_same_cause_is_the_same_frame_and_a_telling_guard(guards, function, why):
+    said = causes.difference(PRESENCE, 1, refusal(function, GENERIC, *guards))
+    assert said.startswith(why)
+    assert bool(said) is bool(why)
+
+
+@pytest.mark.parametrize(
+    ("failure", "telling"),
+    [
+        (PRESENCE, {"kwargs['position_ids'] is None"}),
+        (
+            failure_of(
+                "recompile",
+                "layers.*: hidden_states: size 1",
+                guards=("expected type of 'mask' to be a tensor", "2 <= args[0].size()[1]"),
+                difference=(
+                    {"path": "hidden_states", "aspect": "size 1", "warm": "26", "now": "1"},
+                ),
+            ),
+            {"N <= args[N].size()[N]"},
+        ),
+        (
+            failure_of(
+                "recompile",
+                "blocks.*: len(___stackN[N]) == N",
+                guards=("len(___stack0[0]) == 3", "len(___stack0[0]) == 2", "x is None"),
+            ),
+            {"len(___stackN[N]) == N"},
+        ),
+        (
+            failure_of("recompile", "", guards=("tensor 'x' size mismatch at index 0",)),
+            {"tensor 'x' size mismatch at index N"},
+        ),
+    ],
+)
+def test_guards_that_tell_the_cause(failure: Failure, telling: set[str]):
+    assert causes.telling(failure) == telling
+
+
+@pytest.mark.parametrize(
+    ("failure", "returncode", "output", "why"),
+    [
+        (failure_of("new-frame", frame="f (a/b.py:3)"), 1, refusal("f", "a/b.py"), ""),
+        (failure_of("new-frame"), 1, refusal("f", "a/b.py", "x is None"), "another guard failed"),
+        (failure_of("mismatch", "logits"), 1, "worst difference 1, 9 times", ""),
+        (failure_of("mismatch", "logits"), 1, "ImportError: no torch", "ImportError: no torch"),
+        (failure_of("mismatch", "logits"), 0, "worst difference 0", "worst difference 0"),
+        (failure_of("mismatch", "shape"), 1, "compiled logits [1], eager ones [2]", ""),
+        (failure_of("nonfinite", "compiled"), 1, "the compiled logits hold NaN or Inf", ""),
+        (failure_of("nonfinite", "compiled"), 1, "the eager logits hold NaN or Inf", "the eager"),
+        (failure_of("eager-fallback", "none: x"), 1, "0 compiled regions executed of 1", ""),
+        (failure_of("eager-fallback", "none: x"), 1, "Traceback\nValueError: x", "ValueError: x"),
+        (failure_of("crash", "the compiled twin ValueError"), 1, "ValueError: no", ""),
+        (failure_of("crash", "the compiled twin ValueError"), 1, "KeyError: 1", "KeyError: 1"),
+        (failure_of("crash", "the process ended"), -11, "", ""),
+        (failure_of("mismatch", "logits"), -11, "", "it ended with exit code -11"),
+        (
+            failure_of("limit-hit", frame="f (a/b.py:3)"),
+            1,
+            LIMIT.format("f"),
+            "",
+        ),
+        (
+            failure_of("limit-hit", frame="f (a/b.py:3)"),
+            1,
+            LIMIT.format("g"),
+            "the limit was reached at g",
+        ),
+    ],
+)
+def test_each_kind_has_its_own_sign(failure: Failure, returncode: int, output: str, why: str):
+    said = causes.difference(failure, returncode, output)
+    assert said.startswith(why)
+    assert bool(said) is bool(why)
+
+
+# -- texts ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ([[5] * 7 + [9, 8, 2] + [1] * 3], "[[5]*7 + [9, 8, 2] + [1]*3]"),
+        ([[1] * 9] * 2, "[[1]*9]*2"),
+        ([[0, 0, 0, 7], [1, 1, 7, 7]], "[[0]*3 + [7], [1, 1, 7, 7]]"),
+        ([[True, False]], "[[True, False]]"),
+        ([1.0, 2.0], "[1.0, 2.0]"),
+        ([], "[]"),
+    ],
+)
+def test_lists_are_written_with_repetitions(value: list[object], text: str):
+    assert literals.numbers(value) == text
+    assert eval(text) == value
+
+
+def test_inputs_keep_shape_and_type():
+    """What a list or a shape alone cannot say is made by a lambda."""
+    encoded = MODEL.encode(WARM, device=torch.device("cpu"), dtype=torch.float32)
+    odd = {
+        "input_ids": encoded.inputs["input_ids"],
+        "pixels": torch.randn(4, 5),
+        "short": torch.ones(2, 3, dtype=torch.int32),
+        "flags": torch.tensor([[True, False]]),
+        "seconds": torch.tensor([1.0, 2.0]),
+        "flat": torch.zeros(5, 5),
+        "none": torch.zeros(0, 3),
+        "half": torch.randn(5, 5).half(),
+    }
+    text = literals.batch(
+        replace(encoded, inputs=odd),
+        dtype=torch.float32,
+        special=literals.special_tokens(MODEL.config),
+    )
+    made = {
+        name: value()
+        if callable(value)
+        else torch.randn(value)
+        if isinstance(value, tuple)
+        else torch.tensor(value)
+        for name, value in eval(text, {"torch": torch, "dict": dict}).items()
+    }
+    for name, value in odd.items():
+        assert made[name].shape == value.shape, name
+        assert made[name].dtype == value.dtype, name
+    ids = made["input_ids"][0].tolist()
+    assert ids.count(500) == 16  # placeholders stay what they are
+    assert len(set(ids)) == 2  # guards do not see which text it is
+
+
+def test_a_configuration_shrinks_to_what_transformers_does_not_assume():
+    from transformers import AutoConfig
+
+    whole = AutoConfig.for_model(**MODEL.config).to_dict()
+    short = literals.needed(whole)
+    assert AutoConfig.for_model(**short).to_dict() == whole
+    assert len(json.dumps(short)) < len(json.dumps(whole)) / 2
+    assert "projector_hidden_act" not in short
+
+
+# -- what cannot be written ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        ({"target": "toy:factory"}, "the target is built by toy:factory"),
+        ({"loadable": False, "test": "t.py::x"}, "was built by the test t.py::x itself"),
+        ({"recipe": "no_such_module:f"}, "cannot import 'no_such_module'"),
+        ({"target": "llava:/no/such/folder"}, "cannot read the configuration of checkpoint"),
+    ],
+)
+def test_what_cannot_be_rebuilt_has_a_reason(changes, note: str, tmp_path: Path):
+    made = repro.write(file_of(failure_of("recompile"), **changes), tmp_path)
+    assert made.path is None
+    assert not made.reproduced
+    assert note in made.note
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_configuration_that_transformers_refuses(tmp_path: Path, monkeypatch):
+    config = {**MODEL.config, "text_config": {"model_type": "llama", "initializer_range": 1e30}}
+    monkeypatch.setitem(globals(), "MODEL", replace(MODEL, config=config))
+    made = repro.write(file_of(failure_of("recompile")), tmp_path)
+    assert made.path is None
+    assert made.note.startswith("transformers cannot build small-llava without weights: ")
+
+
+@pytest.mark.parametrize("kind", ["vacuous", "hang", "stall", "unbounded", "graph-capture"])
+def test_other_kinds_have_no_script(kind: str, tmp_path: Path):
+    made = repro.write(file_of(failure_of(kind)), tmp_path)
+    assert made.path is None
+    assert made.note == f"there is no standalone script for failures of kind {kind}"
+
+
+def test_a_type_of_model_that_transformers_does_not_know(tmp_path: Path, monkeypatch):
+    from transformers.models.auto import modeling_auto
+
+    known = dict(modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+    del known["llava"]
+    monkeypatch.setattr(modeling_auto, "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES", known)
+    made = repro.write(file_of(failure_of("recompile")), tmp_path)
+    assert made.path is None
+    assert "transformers itself knows no image-text-to-text model of type 'llava'" in made.note
+
+
+# -- scripts of all kinds, not run ---------------------------------------------------------------
+
+CONTEXTS = ("inference_mode", "no_grad", "grad", "autocast", "thread", "outside_inputs")
+SCRIPTS = {
+    **{kind: failure_of(kind, "k") for kind in ("recompile", "new-frame", "limit-hit")},
+    "logits": failure_of("mismatch", "logits"),
+    "shape": failure_of("mismatch", "shape"),
+    "nonfinite": failure_of("nonfinite", "eager"),
+    "none": failure_of("eager-fallback", "none: model"),
+    "some": failure_of("eager-fallback", "some calls: model"),
+    "fewer": failure_of("eager-fallback", "fewer: ", cause="7 executed; warm-up executed 9 for x"),
+    "crash": failure_of("crash", "the compiled twin ValueError"),
+    "eager": failure_of("crash", "the eager twin ValueError"),
+    "warm-up": failure_of("crash", "warm-up ValueError"),
+    **{
+        context: failure_of("recompile", traffic=session(batch(Text(3), context=context)))
+        for context in CONTEXTS
+    },
+    "quotes": failure_of("recompile", cause='it says "x" and \\N{x} """'),
+}
+
+
+@pytest.fixture
+def unrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write scripts as if they reproduced, without running them."""
+    monkeypatch.setattr(repro, "_run", lambda lines, timeout: (1, ""))
+    monkeypatch.setattr(causes, "difference", lambda failure, returncode, output: "")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_kind_and_context_fits(name: str, tmp_path: Path, unrun):
+    plans = {
+        "warm-up": (WARM, ONE),
+        "limit-hit": (WARM, ONE),
+        **{context: (batch(Text(9), context=context),) for context in CONTEXTS},
+    }
+    file = file_of(SCRIPTS[name], plan=plans.get(name, (WARM,)))
+    made = repro.write(file, tmp_path)
+    assert made.path is not None
+    check_form(made.path)
+
+
+@pytest.mark.parametrize("target", ["qwen3-vl-tiny", "qwen2.5-vl-tiny", "llava-tiny"])
+@pytest.mark.parametrize("recipe", ["decoder-layers", "language-model", "vision", "whole"])
+def test_every_recipe_names_its_modules(target: str, recipe: str, tmp_path: Path, unrun):
+    made = repro.write(
+        file_of(failure_of("recompile"), target=target, recipe=recipe, plan=(ONE,)), tmp_path
+    )
+    assert made.path is not None
+    check_form(made.path)
+    line = next(line for line in made.path.read_text().splitlines() if ".compile(" in line)
+    looped = recipe in ("decoder-layers", "vision")
+    assert line.startswith("    part.compile(") is looped
+
+
+def test_options_reach_the_script(tmp_path: Path, unrun):
+    options = {
+        "device": "cuda",
+        "dtype": "bfloat16",
+        "dynamic": None,
+        "mode": "reduce-overhead",
+        "fullgraph": True,
+        "recompile_limit": 3,
+    }
+    made = repro.write(
+        file_of(failure_of("recompile"), backend="inductor", options=options), tmp_path
+    )
+    assert made.path is not None
+    check_form(made.path)
+    text = made.path.read_text()
+    for part in (
+        'part.compile(backend="inductor", fullgraph=True, mode="reduce-overhead")',
+        "torch._dynamo.config.recompile_limit = 3",
+        'model.to("cuda").eval()',
+        "torch.randn(shape, dtype=torch.bfloat16)",
+        "cudagraph_mark_step_begin()",
+        "torch.clone",
+    ):
+        assert part in text
+
+
+def test_mixed_contexts_stand_at_their_batches(tmp_path: Path, unrun):
+    failure = failure_of("recompile", traffic=session(batch(Text(3), context="grad")))
+    made = repro.write(file_of(failure), tmp_path)
+    assert made.path is not None
+    check_form(made.path)
+    text = made.path.read_text()
+    assert 'dict(context="grad", input_ids=' in text
+    assert 'dict(context="inference_mode", input_ids=' in text
+    assert 'if context == "grad":' in text
+
+
+# -- which warm-up is tried ----------------------------------------------------------------------
+
+
+def tries(file: FailureFile, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
+    """How many batches each script that is tried warms up with."""
+    seen: list[int] = []
+
+    def run(lines: list[str], timeout: float) -> tuple[int, str]:
+        tree = ast.parse("\n".join(lines))
+        sizes = {
+            node.targets[0].id: len(node.value.elts)
+            for node in tree.body
+            if isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Name)
+            and isinstance(node.value, ast.List)
+        }
+        seen.append(sizes.get("WARM_UP", 0))
+        return 0, "clean"
+
+    monkeypatch.setattr(repro, "_run", run)
+    made = repro.write(file, tmp_path)
+    assert made.note.endswith("clean")
+    assert made.path is not None
+    check_form(made.path)
+    return seen
+
+
+PLAN = (batch(Text(9), Text(4)), batch(Text(11)), WARM, batch(Text(3)))
+
+
+def test_the_nearest_batches_come_first(monkeypatch, tmp_path: Path):
+    failure = failure_of("recompile", traffic=session(batch(Text(2))))
+    assert tries(file_of(failure, plan=PLAN), monkeypatch, tmp_path) == [1, 2, 4, 1, 1, 1]
+    failure = failure_of("mismatch", "logits", traffic=session(batch(Text(2))))
+    assert tries(file_of(failure, plan=PLAN), monkeypatch, tmp_path)[:4] == [0, 1, 2, 4]
+
+
+def test_a_limit_takes_the_plan_up_to_its_batch(monkeypatch, tmp_path: Path):
+    failure = failure_of("limit-hit", traffic=session(WARM))
+    assert tries(file_of(failure, plan=PLAN), monkeypatch, tmp_path) == [3]
+
+
+def test_what_runs_after_a_limit_is_not_what_reaches_it(tmp_path: Path, unrun):
+    """The batch that ran eagerly is the first to be left out where not all of the plan fits."""
+    failure = failure_of("eager-fallback", "some calls: x", note="the recompile limit (8) was")
+    made = repro.write(file_of(failure, plan=(WARM, ONE)), tmp_path)
+    assert made.path is not None
+    text = made.path.read_text()
+    assert "[500]*16" in text.partition("WARM_UP")[2].partition("SESSION")[0]
+
+
+def test_a_planted_bug_is_tried_once_and_named(monkeypatch, tmp_path: Path):
+    options = {"device": "cpu", "dtype": "float32", "bug": "warmup-none"}
+    file = file_of(failure_of("recompile"), plan=PLAN, options=options)
+    assert tries(file, monkeypatch, tmp_path) == [4]
+    first = (tmp_path / "repro.py").read_text().splitlines()[0]
+    assert first == (
+        "# DOES NOT REPRODUCE: without vlm_ci there is no planted bug warmup-none: clean"
+    )
+
+
+def test_what_does_not_fit_says_so(tmp_path: Path, unrun):
+    """Many large batches: the shortest script is written all the same, and its note says why."""
+    large = batch(*([Text(n), Image(16, 16), Text(n)] for n in range(1, 40)))
+    made = repro.write(
+        file_of(failure_of("recompile", traffic=session(large)), target="qwen3-vl-tiny"), tmp_path
+    )
+    assert made.path is not None
+    assert "lines, because its batches are large" in made.note
+
+
+def test_time_is_bounded(tmp_path: Path):
+    made = repro.write(file_of(failure_of("recompile")), tmp_path, timeout=2.0)
+    assert not made.reproduced
+    assert made.note == "it had not ended after 2 s"
+    assert made.path is not None
+    assert made.path.read_text().startswith("# DOES NOT REPRODUCE: it had not ended after 2 s\n")
+
+
+# -- the command ---------------------------------------------------------------------------------
+
+
+def test_replay_says_what_came_of_it(recorded: Path, tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    copied = tmp_path / "one"
+    copied.mkdir()
+    (copied / "failure.json").write_bytes((recorded / "failure.json").read_bytes())
+    monkeypatch.setattr(
+        repro,
+        "_run",
+        lambda lines, timeout: (1, refusal("forward", "x.py")),
+    )
+    assert main(["replay", str(copied), "--repro"]) == 1
+    shown = capsys.readouterr().out
+    assert f"repro          {copied}/repro.py does not reproduce: torch refused forward" in shown
+    monkeypatch.setattr(causes, "difference", lambda failure, returncode, output: "")
+    assert main(["replay", str(copied), "--repro"]) == 1
+    shown = capsys.readouterr().out
+    assert f"repro          {copied}/repro.py reproduces in a fresh process\n" in shown
+
+
+def test_traffic_alone_has_no_repro(tmp_path: Path, capsys):
+    path = tmp_path / "mine.json"
+    path.write_bytes(pretty(session(ONE)))
+    assert main(["replay", str(path), "--target", "toy:factory", "--repro"]) == 0
+    assert "repro          none: this is traffic alone" in capsys.readouterr().out
+
+
+# -- other kinds, run ----------------------------------------------------------------------------
+
+
+def run(file: FailureFile, folder: Path) -> repro.Repro:
+    made = repro.write(file, folder, timeout=500)
+    assert made.path is not None, made.note
+    check_form(made.path)
+    return made
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_logits_that_are_not_finite(tmp_path: Path, without_vlm_ci, monkeypatch):
+    """The root of a negative number is NaN in both twins; the eager one is named."""
+    text = {**MODEL.config["text_config"], "rms_norm_eps": -1e9}
+    model = replace(MODEL, config={**MODEL.config, "text_config": text})
+    monkeypatch.setitem(globals(), "MODEL", model)
+    made = run(file_of(failure_of("nonfinite", "eager")), tmp_path)
+    assert made.reproduced, made
+    assert made.output == "the eager logits hold NaN or Inf\n"
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_logits_that_differ(tmp_path: Path, without_vlm_ci, monkeypatch):
+    """Under no tolerance at all Inductor differs from eager; under the usual one it does not."""
+    from vlm_ci.parity.comparison import TOLERANCES, Tolerance
+
+    failure = failure_of("mismatch", "logits", traffic=session(WARM))
+    file = file_of(failure, backend="inductor", plan=())
+    made = run(file, tmp_path)
+    assert not made.reproduced
+    assert made.note.startswith("worst difference ")
+    monkeypatch.setitem(TOLERANCES, "float32", Tolerance(rtol=0.0, atol=1e-9))
+    made = run(file, tmp_path)
+    assert made.reproduced, made
+    assert made.output.startswith("worst difference ")
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_a_limit_and_what_comes_after_it(tmp_path: Path, without_vlm_ci):
+    """With a limit of 1, the second kind of batch reaches it, and from then on runs eagerly."""
+    options = {"device": "cpu", "dtype": "float32", "dynamic": True, "recompile_limit": 1}
+    plan = (WARM, ONE)
+    made = run(file_of(failure_of("limit-hit"), plan=plan, options=options), tmp_path)
+    assert made.reproduced, made
+    assert "torch._dynamo hit config.recompile_limit (1)" in made.output
+    for key, told in (
+        ("none: model", "0 compiled regions executed of 1"),
+        ("some calls: layers", "1 of 1 calls executed no region"),
+    ):
+        failure = failure_of("eager-fallback", key, note="the recompile limit (1) was reached at x")
+        made = run(file_of(failure, plan=plan, options=options), tmp_path)
+        assert made.reproduced, made
+        assert told in made.output
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_a_crash(tmp_path: Path, without_vlm_ci):
+    """A prompt longer than the image processor's placeholders allow: transformers raises."""
+    config = {**MODEL.config, "image_token_id": 600}  # outside of the vocabulary
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "MODEL", replace(MODEL, config=config))
+        failure = failure_of("crash", "the eager twin IndexError", traffic=session(WARM))
+        made = run(file_of(failure), tmp_path)
+    assert made.reproduced, made
+    assert made.output.startswith("IndexError: ")
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.parametrize("context", ["no_grad", "grad", "autocast", "thread", "outside_inputs"])
+def test_contexts_are_honoured(context: str, tmp_path: Path, without_vlm_ci):
+    """A batch of a context that was warmed up passes; one in another context is refused."""
+    warm = batch([Text(6), Image(16, 16), Text(4)], context=context)
+    same = failure_of("recompile", traffic=session(batch(Text(9), context=context)))
+    made = run(file_of(same, plan=(warm, batch(Text(7), context=context))), tmp_path)
+    assert made.note == "nothing was compiled again"
+    if context in ("thread", "outside_inputs"):
+        return  # decoder layers see no difference: what reaches them is made inside the forward
+    other = failure_of("recompile", guards=("GLOBAL_STATE",), traffic=session(batch(Text(9))))
+    made = run(file_of(other, plan=(warm, batch(Text(7), context=context))), tmp_path)
+    assert "Detected recompile" in made.output
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_the_command_writes_a_script_that_reproduces(recorded: Path, capsys, without_vlm_ci):
+    assert main(["replay", str(recorded), "--repro"]) == 1
+    shown = capsys.readouterr().out
+    assert f"repro          {recorded}/repro.py reproduces in a fresh process\n" in shown

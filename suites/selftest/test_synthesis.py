@@ -1,0 +1,505 @@
+"""Warm-up synthesis: growing, pruning, unbounded targets, proof in a fresh process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from itertools import islice, pairwise
+from pathlib import Path
+
+import jsonschema
+import msgspec
+import pytest
+import torch
+from toy import ENVELOPE, Toy, ToyTarget
+
+from vlm_ci.cli import main
+from vlm_ci.errors import UsageError
+from vlm_ci.result import Pruned, Result
+from vlm_ci.schemas import generate
+from vlm_ci.settings import Settings
+from vlm_ci.synthesis import make, sizes
+from vlm_ci.synthesis.bench import Bench
+from vlm_ci.synthesis.examples import examples
+from vlm_ci.synthesis.growth import Grower
+from vlm_ci.synthesis.pruning import prune
+from vlm_ci.synthesis.sweep import dimensions, is_growing, run_sweep, sweeps
+from vlm_ci.synthesis.verification import verify
+from vlm_ci.targets.models import tiny_models
+from vlm_ci.traffic.envelope import Envelope
+from vlm_ci.traffic.files import plan_to_json, read_plan
+from vlm_ci.traffic.spec import Batch, Image, Text, batch
+from vlm_ci.warmup import find_plan
+from vlm_ci.watch import internals
+
+ROOT = Path(__file__).resolve().parents[2]
+GENERIC = batch([Text(7), Image(16, 24)], Text(11))
+
+
+class Silent:
+    """A progress that says nothing; ``stop_at`` interrupts the stage of that name."""
+
+    def __init__(self, stop_at: str = "") -> None:
+        self.stop_at = stop_at
+        self.notes: list[str] = []
+
+    def warming(self, round_number: int, index: int, total: int) -> None: ...
+
+    def searching(self, sessions: int, examples: int, batches: int, failing: int) -> None: ...
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+        if self.stop_at and self.stop_at in text:
+            raise KeyboardInterrupt
+
+
+def images_of(part: Batch) -> int:
+    return sum(isinstance(item, Image) for item in part.items())
+
+
+class PerImage(Toy):
+    """Adds a list of tensors, one for each image: a guard on the length of the list."""
+
+    def forward(self, ids: torch.Tensor, parts: list[torch.Tensor] | None = None) -> torch.Tensor:
+        hidden = self.embed(ids).sin()
+        for part in parts or []:
+            hidden = hidden + part
+        return self.project(hidden)
+
+
+def per_image() -> ToyTarget:
+    """Needs a graph for each number of images."""
+
+    def serve(call, ids, part):
+        return call(ids, [torch.zeros(1)] * images_of(part))
+
+    return ToyTarget(serve, model=PerImage())
+
+
+def many_images() -> ToyTarget:
+    """Passes an argument from five images on, which the generic plan does not have."""
+
+    def serve(call, ids, part):
+        if images_of(part) >= 5:
+            return call(ids, features=ids.new_zeros(*ids.shape, 16).float())
+        return call(ids)
+
+    return ToyTarget(serve)
+
+
+def limited() -> ToyTarget:
+    """Needs four variants where torch keeps two."""
+    internals.set_recompile_limit(2)
+    return ToyTarget()
+
+
+def sometimes_eager() -> ToyTarget:
+    """Serves images without its compiled code."""
+    return ToyTarget(lambda call, ids, part: call._orig_mod(ids) if images_of(part) else call(ids))
+
+
+def crashing() -> ToyTarget:
+    """Dies of three images or more."""
+
+    def serve(call, ids, part):
+        if images_of(part) > 2:
+            raise ValueError("too many images")
+        return call(ids)
+
+    return ToyTarget(serve)
+
+
+def out_of_process() -> ToyTarget:
+    return ToyTarget(in_process=False)
+
+
+class Bucketing(ToyTarget):
+    """An engine that pads every batch to multiples of its first batch's length, all static: what
+    its plan has to hold depends on what comes first."""
+
+    def __init__(self) -> None:
+        self.bucket = 0
+
+        def serve(call, ids, part):
+            length = ids.shape[1]
+            self.bucket = self.bucket or length
+            padded = ids.new_zeros(ids.shape[0], -(-length // self.bucket) * self.bucket)
+            padded[:, :length] = ids
+            return call(padded)[:, :length]
+
+        super().__init__(
+            serve,
+            compile_model=lambda module, backend: torch.compile(
+                module, backend=backend, dynamic=False
+            ),
+        )
+        self.envelope = Envelope(modalities=("text",), items=(1, 1), tokens=(1, 12), max_tokens=12)
+
+    def reset(self) -> None:
+        super().reset()
+        self.bucket = 0
+
+
+ROWS = tuple(batch(*[Text(12)] * rows) for rows in (1, 2, 3, 4))
+
+
+@pytest.fixture(autouse=True)
+def _limit():
+    limit = internals.recompile_limit()
+    yield
+    internals.set_recompile_limit(limit)
+
+
+@pytest.fixture
+def bench():
+    """Make benches; their targets are closed afterwards."""
+    made: list[Bench] = []
+
+    def build(target: ToyTarget) -> Bench:
+        made.append(Bench(target))
+        return made[-1]
+
+    yield build
+    for one in made:
+        one.close()
+        one.target.close()
+
+
+def synthesize(tmp_path: Path, progress: Silent | None = None, **given) -> Result:
+    settings = Settings.from_mapping({"out": str(tmp_path), "database": "none", **given})
+    return make.synthesize(settings, progress or Silent())
+
+
+# -- sizes -----------------------------------------------------------------------------------
+
+
+def test_generic_sizes_take_the_place_of_accidental_ones():
+    square = batch([Text(1), Image(8, 8)], [Text(2), Image(16, 16)])
+    general = sizes.generalise(square, ENVELOPE, lambda candidate: True)
+    assert ENVELOPE.violation(general) is None
+    assert sizes.accidents(general, ENVELOPE) == 0
+    assert [type(item) for item in general.items()] == [type(item) for item in square.items()]
+
+
+def test_a_size_that_is_the_cause_stays():
+    def refused(candidate: Batch) -> bool:
+        return any(item == Image(8, 8) for item in candidate.items())
+
+    cause = batch([Text(1), Image(8, 8)], [Text(2), Image(16, 16)])
+    general = sizes.generalise(cause, ENVELOPE, refused)
+    assert general.requests[0].items[1] == Image(8, 8)
+    assert general.requests[0].items[0] != Text(1)
+    assert general.requests[1].items != cause.requests[1].items
+
+
+def test_rows_of_one_length_stay_of_one_length():
+    equal = batch(Text(2), Text(2), Text(2))
+    general = sizes.generalise(equal, ENVELOPE, lambda candidate: True)
+    assert len(set(general.requests)) == 1
+    assert general.requests[0].items[0].tokens > 3
+
+
+def test_a_plan_has_generic_sizes_first_and_corners_last():
+    corners = [batch(Text(1)), batch(Text(1), Text(1)), batch([Text(9), Image(8, 8)])]
+    plan = sizes.ordered([*corners, GENERIC], ENVELOPE)
+    assert plan[0] == GENERIC
+    scores = [sizes.accidents(one, ENVELOPE) for one in plan]
+    assert scores == sorted(scores)
+
+
+def test_one_seed_gives_the_same_examples_and_others_give_others():
+    first, again, other = (list(islice(examples(ENVELOPE, s), 15)) for s in (3, 3, 4))
+    assert first == again != other
+
+
+# -- growing and pruning ---------------------------------------------------------------------
+
+
+def test_a_plan_grows_by_a_generic_batch_for_what_was_refused(bench):
+    one = bench(many_images())
+    grower = Grower(bench=one, plan=[GENERIC])
+    assert grower.cold() is None
+    assert grower.grow(examples(ENVELOPE, 0), quiet=30) is None
+    added = [part for part in grower.plan if images_of(part) >= 5]
+    assert added
+    assert any(sizes.accidents(part, ENVELOPE) <= 1 for part in added)
+    for part in [*added, batch(*[[Image(8, 8)] * 2] * 3), batch(Text(1))]:
+        assert one.problem(part) is None
+    assert grower.curve[-1].graphs > grower.curve[0].graphs
+
+
+def test_what_compiles_nothing_cold_goes_at_once(bench):
+    grower = Grower(bench=bench(ToyTarget()), plan=[GENERIC, batch(Text(5), Text(9))])
+    assert grower.cold() is None
+    assert grower.plan == [GENERIC]
+    assert grower.dropped == 1
+
+
+def test_pruning_leaves_out_what_another_batch_covers(bench):
+    one = bench(ToyTarget())
+    same = batch(Text(2), Text(2))  # compiles with rows = length, which the generic graph covers
+    plan = (same, GENERIC, batch(Text(5)))
+    assert all(one.cold(plan).compiles)
+    left, books = prune(one, plan, [batch(Text(4), Text(9))])
+    assert left == (GENERIC, batch(Text(5)))
+    assert books.not_needed == 1
+    assert books.needed == 2
+
+
+def test_pruning_stops_when_its_time_is_over(bench):
+    plan = (GENERIC, batch(Text(5)))
+    left, books = prune(bench(ToyTarget()), plan, [], time_limit=-1.0)
+    assert left == plan
+    assert books.untried == 2
+
+
+# -- unbounded -------------------------------------------------------------------------------
+
+
+def test_a_dimension_grows_when_its_values_go_on_compiling():
+    assert is_growing([1, 1, 1, 1])
+    assert is_growing([2, 1, 0, 1, 1, 1])
+    assert not is_growing([3, 1, 0, 0, 1])  # an accident, and the 1 at the end
+    assert not is_growing([1, 1, 1, 1, 0, 0])
+
+
+def test_sweeps_vary_one_dimension_within_the_envelope():
+    for dimension in dimensions(ENVELOPE):
+        measures = []
+        for value in dimension.values:
+            part = dimension.build(value)
+            assert ENVELOPE.violation(part) is None
+            measures.append(dimension.measure(part))
+        assert all(second > first for first, second in pairwise(measures)), dimension.name
+
+
+def test_the_growing_dimension_is_named_beside_a_control(bench):
+    one = bench(per_image())
+    found = {sweep.dimension: sweep for sweep in sweeps(one, [])}
+    assert found["number of images"].growing
+    assert all(compiles for _, compiles in found["number of images"].rows)
+    assert [name for name, sweep in found.items() if sweep.growing] == ["number of images"]
+    assert found["image height (pixels)"].control
+    assert found["text length (tokens)"].control
+
+
+def test_a_healthy_target_grows_in_no_dimension(bench):
+    one = bench(ToyTarget())
+    one.lift_limit()
+    assert not any(run_sweep(one, dimension).growing for dimension in dimensions(ENVELOPE))
+
+
+def test_an_unbounded_target_is_a_failure_that_names_the_number_of_images(tmp_path, capsys):
+    argv = ["warmup", "--target", "test_synthesis:per_image", "--examples", "20"]
+    assert main([*argv, "--out", str(tmp_path)]) == 1
+    shown = capsys.readouterr().out
+    assert "verdict        unbounded: the number of graphs grows with the number of images" in shown
+    assert "(control): new compiles by value" in shown
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["synthesis"]["status"] == "unbounded"
+    assert result["synthesis"]["growing"][0] == "number of images"
+    (failure,) = result["failures"]
+    assert failure["kind"] == "unbounded"
+    assert failure["traffic"]["batches"]
+    capsys.readouterr()
+    assert main(["replay", str(tmp_path / failure["path"])]) == 1  # it is refused there again
+    assert "refused" in capsys.readouterr().out
+    assert (tmp_path / failure["path"] / "failure.json").is_file()
+    assert not (tmp_path / "plan.json").exists()
+    part = json.loads((tmp_path / "plan.partial.json").read_text())
+    assert part["holds"] is False
+    assert "grows with the number of images" in part["note"]
+
+
+# -- from settings to files ------------------------------------------------------------------
+
+
+def test_a_plan_is_made_verified_and_read_again(tmp_path, capsys):
+    argv = ["warmup", "--target", "toy:factory", "--examples", "20", "--seed", "5"]
+    assert main([*argv, "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr()
+    assert "verdict        bounded: the plan holds" in shown.out
+    assert "vlm-ci: verifying in a fresh process, seeds 6 and 7" in shown.err
+    content = json.loads((tmp_path / "result.json").read_text())
+    jsonschema.validate(content, generate()["result.schema.json"])
+    result = msgspec.convert(content, Result)
+    books = result.synthesis
+    assert result.command == "warmup"
+    assert result.verdict == "clean"
+    assert books is not None
+    assert books.status == "bounded"
+    (proof,) = books.verifications
+    assert proof.held
+    assert proof.process not in (0, os.getpid())
+    assert proof.seeds == [6, 7]
+    assert (proof.examples, proof.compiles, proof.refused) == (20, 0, 0)
+    assert books.pruned.compiled_nothing > 0
+    written = json.loads((tmp_path / "plan.json").read_text())
+    jsonschema.validate(written, generate()["plan.schema.json"])
+    assert written["holds"] is True
+    assert sum(written["graphs"]) == books.graphs
+    assert not (tmp_path / "plan.partial.json").exists()
+    plan = find_plan(str(tmp_path / "plan.json"), ENVELOPE)
+    assert len(plan.batches) == books.batches
+
+
+def test_the_fresh_process_catches_a_plan_in_the_wrong_order():
+    settings = Settings(target="test_synthesis:Bucketing")
+    envelope = Bucketing().envelope
+
+    def outcome(plan):
+        return verify(
+            settings, envelope, plan, seeds=[1, 2], examples=20, lifted=False, progress=Silent()
+        )
+
+    held = outcome(ROWS)
+    assert held.verification.held
+    assert held.called
+    shuffled = outcome((batch(Text(5), Text(5)), *ROWS))
+    assert not shuffled.verification.held
+    assert shuffled.verification.refused > 0
+    assert shuffled.found[0].smallest.requests
+
+
+def test_a_limit_that_is_too_low_says_how_many_variants_are_needed(tmp_path):
+    result = synthesize(tmp_path, target="test_synthesis:limited", examples=20)
+    books = result.synthesis
+    assert books is not None
+    assert books.status == "limit"
+    assert books.limit == 2
+    assert books.variants == 4
+    assert "forward" in books.limit_frame
+    (failure,) = result.failures
+    assert failure.kind == "limit-hit"
+    assert "needs 4 variants" in failure.cause
+    assert result.verdict == "failed"
+    assert not any(sweep.growing for sweep in books.sweeps)
+    assert internals.recompile_limit() == 2  # put back
+
+
+def test_what_the_fresh_process_refuses_joins_the_plan(tmp_path, monkeypatch):
+    monkeypatch.setattr(Grower, "grow", lambda self, sessions, **given: None)
+    monkeypatch.setattr(make, "prune", lambda bench, plan, judges, **given: (plan, Pruned()))
+    result = synthesize(tmp_path, target="test_synthesis:many_images", examples=20)
+    books = result.synthesis
+    assert books is not None
+    assert books.status == "bounded"
+    assert [proof.held for proof in books.verifications] == [False, True]
+    assert books.verifications[0].seeds == [1, 2]
+    assert books.verifications[1].seeds == [3, 4]
+    assert any(images_of(part) >= 5 for part in read_plan(tmp_path / "plan.json"))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("sometimes_eager", "eager-fallback"), ("crashing", "crash")]
+)
+def test_what_no_warm_up_helps_ends_it_with_a_failure(tmp_path, name, kind):
+    result = synthesize(tmp_path, target=f"test_synthesis:{name}", examples=20)
+    assert result.synthesis is not None
+    assert result.synthesis.status == "not-held"
+    assert [failure.kind for failure in result.failures] == [kind]
+    assert result.verdict == "failed"
+    assert not (tmp_path / "plan.json").exists()
+
+
+@pytest.mark.parametrize("stage", ["serving examples", "verifying in a fresh process"])
+def test_an_interrupt_keeps_the_plan_so_far(tmp_path, stage):
+    result = synthesize(tmp_path, Silent(stage), target="toy:factory", examples=10)
+    assert result.verdict == "interrupted"
+    assert not (tmp_path / "plan.json").exists()
+    assert read_plan(tmp_path / "plan.partial.json")
+    assert "unfinished" in json.loads((tmp_path / "plan.partial.json").read_text())["note"]
+    assert json.loads((tmp_path / "result.json").read_text())["verdict"] == "interrupted"
+
+
+def test_bad_input_is_said_before_anything_is_made(tmp_path, capsys):
+    out = ["--out", str(tmp_path / "out")]
+    assert main(["warmup", "--target", "toy:factory,llava-tiny", *out]) == 4
+    assert "a plan belongs to one target" in capsys.readouterr().err
+    assert main(["warmup", "--target", "test_synthesis:out_of_process", *out]) == 4
+    assert "a call there cannot be refused" in capsys.readouterr().err
+    assert main(["warmup", "--target", "toy:factory", "--examples", "0", *out]) == 4
+    (tmp_path / "plan.json").write_bytes(plan_to_json((GENERIC,)))
+    assert main(["warmup", "--target", "toy:factory", "--out", str(tmp_path)]) == 4
+    assert "was not left by an earlier run" in capsys.readouterr().err
+    assert read_plan(tmp_path / "plan.json") == (GENERIC,)
+
+
+def test_an_old_plan_file_is_still_read_and_an_unknown_field_is_not(tmp_path):
+    old = tmp_path / "old.json"
+    old.write_text(
+        '{"batches": [{"requests": [{"items": [{"kind": "text", "tokens": 3}]}]}],'
+        ' "schema": "vlm-ci/plan/1"}'
+    )
+    assert read_plan(old) == (batch(Text(3)),)
+    old.write_text(old.read_text().replace('"batches"', '"patches": 1, "batches"'))
+    with pytest.raises(UsageError, match="patches"):
+        read_plan(old)
+
+
+def test_an_engine_reads_a_plan_with_nothing_but_json(tmp_path):
+    path = tmp_path / "plan.json"
+    path.write_bytes(plan_to_json((GENERIC, batch(Text(1)))))
+    script = ROOT / "docs/examples/read_plan.py"
+    assert "vlm_ci" not in script.read_text().split('"""')[2]
+    done = subprocess.run(
+        [sys.executable, "-I", str(script), str(path)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    first, second, third = done.stdout.splitlines()
+    assert first == "batch 1, row 1: 7 tokens of text, image of 16 x 24 pixels"
+    assert second == "batch 1, row 2: 11 tokens of text"
+    assert third == "batch 2, row 1: 1 tokens of text"
+
+
+# -- the real model --------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_plan_for_the_layers_of_the_tiny_model(tmp_path):
+    result = synthesize(tmp_path, target="qwen3-vl-tiny", examples=20)
+    books = result.synthesis
+    assert books is not None
+    assert books.status == "bounded"
+    assert books.batches <= 8
+    assert len(books.serves) == books.graphs > 0
+    assert {use.batch for use in books.serves} == set(range(books.batches))
+    served = sum(use.batches for use in books.serves)
+    assert served == books.verifications[-1].batches  # each batch runs one graph, in every layer
+    assert all("transformers" in use.place for use in books.serves)
+
+
+@pytest.mark.nightly
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("recipe", "most"), [("decoder-layers", 8), ("language-model", 12)])
+def test_the_plan_of_each_language_recipe_is_small_and_holds(tmp_path, recipe, most):
+    assert "qwen3-vl-tiny" in tiny_models()
+    settings = Settings.from_mapping(
+        {"recipe": recipe, "examples": 500, "out": str(tmp_path), "database": "none"}
+    )
+    started = sum(os.times()[:4])
+    result = make.synthesize(settings, Silent())
+    assert sum(os.times()[:4]) - started < 180  # seconds of the CPU, the fresh process included
+    assert result.verdict == "clean"
+    plan = read_plan(tmp_path / "plan.json")
+    assert len(plan) <= most
+    proof = verify(
+        settings, None, plan, seeds=[991, 992], examples=1000, lifted=False, progress=Silent()
+    ).verification
+    assert proof.held
+    assert (proof.examples, proof.compiles, proof.refused) == (1000, 0, 0)
+
+
+@pytest.mark.nightly
+@pytest.mark.slow
+def test_the_vision_blocks_are_unbounded_in_the_number_of_images(tmp_path):
+    result = synthesize(tmp_path, recipe="vision", examples=500)
+    books = result.synthesis
+    assert books is not None
+    assert books.status == "unbounded"
+    assert books.growing[0] == "number of images"
+    assert any(sweep.control for sweep in books.sweeps)
+    assert [failure.kind for failure in result.failures] == ["unbounded"]
