@@ -42,10 +42,11 @@ def check(out: Path) -> None:
             run of ours left there.
     """
     failures, result = out / "failures", out / RESULT
-    if failures.exists() and not _is_ours(result):
-        raise UsageError(
-            f"{failures} was not left by an earlier run: name another folder with --out"
-        )
+    for path in (failures, result):
+        if path.exists() and not _is_ours(result):
+            raise UsageError(
+                f"{path} was not left by an earlier run: name another folder with --out"
+            )
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):

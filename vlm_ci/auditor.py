@@ -7,7 +7,6 @@ refuses nothing more. A frame that needs more variants than the real limit is a 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -33,12 +32,6 @@ MOST_ROUNDS = 40
 MOST_EXTENSIONS = 6  # of the warm-up for one cause: beyond that it grows with the traffic
 RAISED_LIMIT = 64
 _EXTENDABLE = ("recompile", "new-frame")
-
-
-@dataclass(slots=True)
-class _Cause:
-    failure: Failure
-    extensions: int = 0
 
 
 def audit(
@@ -86,7 +79,7 @@ class Auditor:
         self._checker = Checker(target, settings, progress or Silent(), journal=journal)
         self._settings = settings
         self._plan = settings.plan
-        self._causes: dict[str, _Cause] = {}
+        self._extensions: dict[str, int] = {}  # of the warm-up, by cause
         self._extended = False  # since the last search
         self.result.audit = Audit()
 
@@ -102,6 +95,10 @@ class Auditor:
     def run(self) -> None:
         """Warm up, then search and extend until a whole search finds nothing new."""
         limit = internals.recompile_limit()
+        internals.set_recompile_limit(max(limit, RAISED_LIMIT))
+        self._checker.journal.warmed_by(
+            self._plan.batches, recompile_limit=internals.recompile_limit()
+        )
         try:
             self._checker.drive(lambda runner: self._audit(runner, limit))
         finally:
@@ -110,22 +107,27 @@ class Auditor:
     def _audit(self, runner: StrictRunner, limit: int) -> None:
         audit = self.result.audit
         assert audit is not None
-        internals.set_recompile_limit(max(limit, RAISED_LIMIT))
         clean = False
         while not clean and audit.rounds < MOST_ROUNDS:
             audit.rounds += 1
             settings = self._settings
-            first = audit.rounds == 1
             found = self._checker.explorer.explore(
                 runner,
                 examples=settings.examples,
                 seed=settings.seed + audit.rounds - 1,
-                corpus=settings.corpus if first else (),
-                memory=settings.memory if first else None,
+                corpus=settings.corpus,
+                memory=settings.memory if audit.rounds == 1 else None,
             )
             clean, self._extended = not found, False
-            for failure in sorted(found, key=_size):
-                self._take(failure, runner)
+            left = sorted(found, key=_size)
+            try:
+                while left:
+                    self._take(left[0], runner)
+                    del left[0]
+            except BaseException:  # an interrupt: what waits is reported as it is
+                known = set(map(identity, self.result.failures))
+                self.result.failures += [one for one in left if identity(one) not in known]
+                raise
             self._checker.save()
         audit.complete = clean
         audit.plan_batches = len(self._plan.batches)
@@ -139,29 +141,31 @@ class Auditor:
     def _take(self, failure: Failure, runner: StrictRunner) -> None:
         """Report a cause once, and do what lets the search find the next one."""
         key = identity(failure)
-        cause = self._causes.get(key)
-        if self._extended and failure.kind in _EXTENDABLE and not self._shows(failure, runner):
+        refused = failure.kind in _EXTENDABLE and not causes.is_late(failure)
+        if self._extended and refused and not self._shows(failure, runner):
             return  # another cause of this search has mended it, or hides it: not one of its own
-        if cause is None:
-            cause = self._causes[key] = _Cause(failure)
+        if key not in self._extensions:
+            self._extensions[key] = 0
             self.result.failures.append(failure)
             self._checker.save()  # with the warm-up under which it was found
-        if failure.kind not in _EXTENDABLE or failure.traffic is None:
+        if not refused or failure.traffic is None:
             runner.known.add(key)
             return
         try:
             self._extend(failure.traffic.batches)
         except Finding as crash:  # the warm-up cannot serve it either
             self._note(key, f"the warm-up could not be extended: {crash}")
+            if identity(crash.failure) not in map(identity, self.result.failures):
+                self.result.failures.append(crash.failure)
             runner.known.add(key)
             return
-        cause.extensions += 1
+        self._extensions[key] += 1
         if self._shows(failure, runner):
             self._note(key, "it is refused even after a warm-up with this very traffic")
             runner.known.add(key)
-        elif cause.extensions == 1:
+        elif self._extensions[key] == 1:
             self._note(key, "with this traffic in the warm-up it does not occur")
-        elif cause.extensions == MOST_EXTENSIONS:
+        elif self._extensions[key] == MOST_EXTENSIONS:
             self._note(
                 key,
                 f"it came back with other sizes after each of {MOST_EXTENSIONS} extensions of the "
@@ -174,14 +178,15 @@ class Auditor:
         audit, watcher = self.result.audit, self._checker.watcher
         assert audit is not None
         new = tuple(batch for batch in batches if batch not in self._plan.batches)
-        self._plan = Plan(name=self._plan.name, batches=(*self._plan.batches, *new))
+        longer = Plan(name=self._plan.name, batches=(*self._plan.batches, *new))
         audit.extensions += 1
         self._extended = True
-        before = watcher.count("compile")
+        before, first = watcher.count("compile"), len(watcher.events)
+        warmer = self._checker.warmer
         try:
-            self._checker.warmer.run(
-                WarmupReport(plan=self._plan), max_rounds=self._settings.max_rounds
-            )
+            warmer.run(WarmupReport(plan=longer), max_rounds=self._settings.max_rounds)
+            self._plan = longer
+            self._checker.judge_warmup(warmer.findings(longer, watcher.events[first:]))
         finally:
             audit.extension_compiles += watcher.count("compile") - before
             watcher.begin("strict")
@@ -198,10 +203,9 @@ class Auditor:
         return False
 
     def _note(self, key: str, note: str) -> None:
-        cause = self._causes[key]
-        index = next(i for i, known in enumerate(self.result.failures) if identity(known) == key)
-        cause.failure = msgspec.structs.replace(self.result.failures[index], note=note)
-        self.result.failures[index] = cause.failure
+        failures = self.result.failures
+        index = next(i for i, known in enumerate(failures) if identity(known) == key)
+        failures[index] = msgspec.structs.replace(failures[index], note=note)
 
     def _judge_variants(self, limit: int) -> None:
         """Report frames that need more compiled variants than torch keeps."""
@@ -212,9 +216,12 @@ class Auditor:
                 frame = str(event.evidence["compile_id"]).rpartition("/")[0]
                 variants[frame] += 1
                 names[frame] = event.frame
-        for frame, count in variants.items():
-            if count > limit:
-                self.result.failures.append(causes.too_many_variants(names[frame], count, limit))
+        many = {names[frame]: count for frame, count in variants.items() if count > limit}
+        self._checker.journal.warmed_by(self._plan.batches, recompile_limit=limit)
+        self._checker.judge_warmup(
+            tuple((causes.too_many_variants(name, many[name], limit), 1) for name in many)
+        )
+        self._checker.save()
 
 
 def _size(failure: Failure) -> tuple[int, ...]:

@@ -65,7 +65,7 @@ def crash(where: str, error: Exception, served: tuple[Batch, ...]) -> Failure:
         kind="crash",
         cause=f"{where} raised {name}: {text}",
         advice="the envelope allows this batch: serve it, or take it out of the envelope",
-        key=f"{where} {name}",
+        key=f"{where} {name}: {re.sub(r'[0-9]+', 'N', text)[:80]}",
         traffic=Session(served),
     )
 
@@ -248,6 +248,21 @@ def never_called(recipe: str) -> Failure:
         advice="choose a recipe that compiles what this traffic runs through",
         key="never called",
     )
+
+
+def never_compared(batches: int) -> Failure:
+    """Every step was tolerated before it came to its logits."""
+    return Failure(
+        kind="vacuous",
+        cause=f"none of {batches} batches came to its logits: what ended each of them is tolerated",
+        advice="warm up with what is refused, or let its policy be fail",
+        key="never compared",
+    )
+
+
+def is_late(failure: Failure) -> bool:
+    """Whether a failure comes from an event after warm-up, not from a refused call."""
+    return failure.key.split(" ")[0] in LATE
 
 
 def mismatch(

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
+import torch
 
 from vlm_ci import causes, environment, stalls
 from vlm_ci.errors import UsageError, check_int
 from vlm_ci.exploration import Explorer
-from vlm_ci.failures import Failure, Finding
+from vlm_ci.failures import Failure, Finding, identity
 from vlm_ci.listeners import Journal, Progress, Silent
 from vlm_ci.parity.canary import apply_canary
 from vlm_ci.parity.comparison import TOLERANCES
@@ -134,7 +135,9 @@ class Checker:
         self._tolerance = TOLERANCES[info.dtype]
         self.result.parity.rtol = self._tolerance.rtol
         self.result.parity.atol = self._tolerance.atol
-        self._watcher = Watcher(info.device)
+        # A target that does not say where it runs may run on the GPU, if there is one.
+        known = hasattr(target, "info") or not torch.cuda.is_available()
+        self._watcher = Watcher(info.device if known else "cuda")
         self.keep_in(journal or Silent())
 
     def keep_in(self, journal: Journal) -> None:
@@ -228,7 +231,7 @@ class Checker:
         """Run the plan; None where it failed, so that there is nothing to be strict about."""
         if self.warmed is not None:
             self.result.warmup = msgspec.structs.replace(self.warmed.record, reused=True)
-            self._judge_warmup(self.warmed.findings)
+            self.judge_warmup(self.warmed.findings)
             return self.warmed.report
         plan, result = self.settings.plan, self.result.warmup
         result.plan, result.batches = plan.name, len(plan.batches)
@@ -248,7 +251,7 @@ class Checker:
             result.rounds, result.seconds = report.rounds, report.seconds
             result.converged = report.converged
         findings = self.warmer.findings(plan)
-        self._judge_warmup(findings)
+        self.judge_warmup(findings)
         if not report.converged:
             self.result.failures.append(causes.endless_warmup(report))
             return None
@@ -262,12 +265,16 @@ class Checker:
             )
         return report
 
-    def _judge_warmup(self, findings: tuple[tuple[Failure, int], ...]) -> None:
+    def judge_warmup(self, findings: tuple[tuple[Failure, int], ...]) -> None:
+        """Report what is against a warm-up, as the policies say; each cause once."""
+        reported = set(map(identity, self.result.failures))
         occurred: Counter[str] = Counter()
         for failure, count in findings:
             policy = self.settings.policies.of(failure.kind)
             occurred[failure.kind] += count
             if policy == "off":
+                continue
+            if identity(failure) in reported:
                 continue
             if not self.settings.policies.tolerates(failure.kind, occurred[failure.kind]):
                 self.result.failures.append(failure)
@@ -304,8 +311,13 @@ class Checker:
 
     def judge_calls(self, runner: StrictRunner) -> None:
         """Report a run in which nothing that the recipe compiles was ever called."""
-        if not runner.called and not self.result.failures:
-            self.result.failures.append(causes.never_called(self.result.recipe))
+        result = self.result
+        if result.failures:
+            return
+        if not runner.called:
+            result.failures.append(causes.never_called(result.recipe))
+        elif runner.compares and result.strict.batches and not result.parity.tokens_compared:
+            result.failures.append(causes.never_compared(result.strict.batches))
 
     def _watched(self) -> list[Watched]:
         """Say what each layer of the watch saw, and where it was blind."""

@@ -73,8 +73,8 @@ class Explorer:
             for session in dict.fromkeys(recorded)
             if not any(map(target.envelope.violation, session.batches))
         ]
-        traffic.corpus += len(accepted)
-        traffic.corpus_outside += len(set(recorded)) - len(accepted)
+        traffic.corpus = len(accepted)
+        traffic.corpus_outside = len(set(recorded)) - len(accepted)
         strict.started, started = strict.started or time.time(), time.perf_counter()
         at_start = target.stats()
         forward = at_start.forward_seconds

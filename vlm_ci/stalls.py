@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,11 +24,13 @@ if TYPE_CHECKING:
     from vlm_ci.policies import Policies
     from vlm_ci.targets.protocol import Target
     from vlm_ci.traffic.envelope import Envelope
+    from vlm_ci.watch.events import Event
     from vlm_ci.watch.watcher import Watcher
 
 FACTOR = 2.0  # how many times its repeat a first use has to take
 LEAST = 0.010  # seconds that a first use has to cost more than its repeat
-ALWAYS = 16  # new shapes that are repeated whatever they took, to learn what a repeat takes
+ALWAYS = 8  # new shapes of each kind that are repeated whatever they took, to learn of repeats
+MOST = 8  # stalls of each kind, after which no more are looked for
 OPERATORS = 3
 
 
@@ -66,32 +69,33 @@ class StallWatch:
         self._watcher = watcher
         self._factor = factor
         self._seen: set[object] = set()
-        self._repeats: list[float] = []
-        self._operators: dict[frozenset[str], tuple[tuple[str, float], ...]] = {}
+        self._repeats: dict[frozenset[str], list[float]] = {}  # by the modalities of a batch
+        self._stalls: Counter[frozenset[str]] = Counter()
+        self.events: list[tuple[Batch, Event]] = []
         self._profiled = False
-        self.repeated = 0
 
     def look(self, batch: Batch, seconds: float) -> Stall | None:
-        """Judge a batch that was just served in ``seconds``; serves it again if it has to."""
+        """Judge a batch that was just served in ``seconds``; serves it again if it has to.
+
+        ``events`` then holds what the watch saw meanwhile, each with the batch that was served.
+        """
+        self.events = []
         shape = _shape(batch)
         if shape in self._seen:
             return None
         self._seen.add(shape)
-        if len(self._repeats) >= ALWAYS and seconds < self._factor * statistics.median(
-            self._repeats
-        ):
+        kind = batch.modalities
+        repeats = self._repeats.setdefault(kind, [])
+        enough = len(repeats) >= ALWAYS and seconds < self._factor * statistics.median(repeats)
+        if enough or self._stalls[kind] >= MOST:
             return None
-        self.repeated += 1
         repeat = self._serve(batch)
         if repeat is None:
             return None
-        self._repeats.append(repeat)
-        if not self._is_slower(seconds, repeat):
-            return None
-        kind = batch.modalities
-        if kind in self._operators:
-            return Stall(first=seconds, repeat=repeat, operators=self._operators[kind], note="")
-        return self._confirm(batch, seconds, repeat)
+        repeats.append(repeat)
+        found = self._confirm(batch, seconds, repeat) if self._is_slower(seconds, repeat) else None
+        self._stalls[kind] += found is not None
+        return found
 
     def _is_slower(self, first: float, repeat: float) -> bool:
         return first >= self._factor * repeat and first - repeat >= LEAST
@@ -105,10 +109,7 @@ class StallWatch:
         self._seen.add(_shape(fresh))
         measured = [self._profile(fresh), self._profile(fresh)]
         if measured[0] is None or measured[1] is None:
-            note = (
-                f"a fresh shape of this kind was refused, so that no operator is named: {fresh!r}"
-            )
-            return Stall(first=first, repeat=repeat, operators=(), note=note)
+            return None  # a refusal, which the search will find: nothing confirms the stall
         (slow, before), (fast, after) = measured[0], measured[1]
         if not self._is_slower(slow, fast):
             return None  # it was a pause of the machine's, not the shape
@@ -117,7 +118,6 @@ class StallWatch:
             key=lambda pair: -pair[1],
         )
         operators = tuple((name, more) for name, more in grown[:OPERATORS] if more > 0.05 * slow)
-        self._operators[batch.modalities] = operators
         note = (
             f"profiled on a fresh shape of the same kind: {slow * 1e3:.0f} ms, repeated "
             f"{fast * 1e3:.0f} ms: {fresh!r}"
@@ -157,12 +157,16 @@ class StallWatch:
     def _serve(self, batch: Batch) -> float | None:
         """Serve a batch strictly; returns its seconds, None where it was refused."""
         self._watcher.begin_step()
+        events = len(self._watcher.events)
         before, started = self._target.stats().forward_seconds, time.perf_counter()
         try:
             with internals.strict():
                 self._target.run_compiled(batch)
         except Exception:  # what it shows is found when the search serves such a batch
             return None
+        finally:
+            self._watcher.end_step()
+            self.events += [(batch, event) for event in self._watcher.events[events:]]
         elapsed = time.perf_counter() - started
         after = self._target.stats().forward_seconds
         return elapsed if before is None or after is None else after - before

@@ -142,13 +142,18 @@ class StrictRunner:
             crash = error
         elapsed = time.perf_counter() - started
         watcher.end_step()
-        if watcher.refusals:
-            self._found(self._refused(served, swallowed=crash is None), crash)
+        refusals = watcher.refusals
+        swallowed = crash is None or not internals.is_refusal(crash)
+        for one in refusals:
+            self._found(self._refused(one, served, swallowed=swallowed), crash)
+        if refusals and not swallowed:
             return  # what it would have answered is not known
         if crash is not None:
             self._found(causes.crash("the compiled twin", crash, served), crash)
             return
         self._judge_events(watcher.events[first_event:], before, served)
+        if refusals:
+            return  # tolerated: what ran in place of the refused call is not the compiled code
         self._judge_regions(batch, before, served)
         if self._stalls is not None:
             spent = _increase(before.forward_seconds, self.target.stats().forward_seconds)
@@ -179,7 +184,11 @@ class StrictRunner:
     def _judge_stall(self, batch: Batch, seconds: float, served: tuple[Batch, ...]) -> None:
         """A stall does not come back when the session is served again: no search shrinks it."""
         assert self._stalls is not None
-        stall = self._stalls.look(batch, seconds)
+        with self.watcher.aside():
+            stall = self._stalls.look(batch, seconds)
+        for fresh, event in self._stalls.events:  # of the shapes that were served to find out
+            if event.kind in causes.LATE:
+                self._found(causes.late(event, (fresh,)))
         if stall is None:
             return
         failure = causes.stall(stall, served[-1:])
@@ -189,9 +198,15 @@ class StrictRunner:
             if identity(failure) not in map(identity, self.result.failures):
                 self.result.failures.append(failure)
 
-    def _refused(self, served: tuple[Batch, ...], *, swallowed: bool) -> Failure:
+    def _refused(
+        self,
+        refused: tuple[internals.Refusal, Signature | None, str],
+        served: tuple[Batch, ...],
+        *,
+        swallowed: bool,
+    ) -> Failure:
         self.called = True
-        refusal, signature, region = self.watcher.refusals[0]
+        refusal, signature, region = refused
         explanation = explain(
             refusal.failed, signature, self.watcher.warm.get(region_class(region), [])
         )
@@ -217,10 +232,14 @@ class StrictRunner:
 
     def _judge_events(self, events: list[Any], before: Stats, served: tuple[Batch, ...]) -> None:
         if self.target.capabilities.in_process:
-            ranks = list(causes.LATE)
-            late = sorted((e for e in events if e.kind in ranks), key=lambda e: ranks.index(e.kind))
-            for event in late[:1]:
-                self._found(causes.late(event, served))
+            late = {event.kind: event for event in reversed(events) if event.kind in causes.LATE}
+            if "graph-recording" in late:
+                late.pop("graph-capture", None)  # the same capture
+            for kind in causes.LATE:
+                if kind in late:
+                    self._found(causes.late(late[kind], served))
+            if late:
+                return
         count = increase(before.compiles, self.target.stats().compiles)
         if count:
             self._found(
@@ -274,7 +293,7 @@ class StrictRunner:
 
     def _limit_note(self) -> str:
         event = next(e for e in self.watcher.events if e.kind == "limit-hit")
-        limit = self.result.options.get("recompile_limit")
+        limit = self.result.options.get("recompile_limit") or internals.recompile_limit()
         return (
             f"the recompile limit ({limit}) was reached at {event.frame}; beyond "
             "it torch runs the frame eagerly and says nothing further"

@@ -10,8 +10,11 @@ from vlm_ci.traffic.spec import Batch, Session
 from vlm_ci.warmup import MAX_ROUNDS, Plan, WarmupReport, increase, run_rounds
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vlm_ci.listeners import Journal, Progress
     from vlm_ci.targets.protocol import Target
+    from vlm_ci.watch.events import Event
     from vlm_ci.watch.watcher import Watcher
 
 
@@ -61,11 +64,16 @@ class Warmer:
             compiled = increase(before.compiles, after.compiles) or 0
         return compiled, increase(before.regions, after.regions)
 
-    def findings(self, plan: Plan) -> tuple[tuple[Failure, int], ...]:
+    def findings(
+        self, plan: Plan, events: Sequence[Event] | None = None
+    ) -> tuple[tuple[Failure, int], ...]:
         """Return what the watch has against the warm-up of a plan, each cause with how often it
-        occurred: graph breaks, skipped CUDA graphs, the recompile limit."""
+        occurred: graph breaks, skipped CUDA graphs, the recompile limit.
+
+        ``events`` are those of this warm-up; None stands for all of the run.
+        """
         found: dict[str, tuple[Failure, int]] = {}
-        for event in self._watcher.run_events:
+        for event in self._watcher.run_events if events is None else events:
             if event.phase != "warmup" or event.kind not in causes.IN_WARMUP:
                 continue
             batch = plan.batches[(event.step - 1) % len(plan.batches)]

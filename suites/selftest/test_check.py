@@ -11,6 +11,7 @@ import vlm_ci
 from vlm_ci.checker import Checker, CheckSettings, Silent, check
 from vlm_ci.errors import UsageError
 from vlm_ci.result import Result
+from vlm_ci.targets.protocol import Stats
 from vlm_ci.traffic.spec import Batch, Image, Session, Text, batch
 from vlm_ci.warmup import Plan, named_plan
 
@@ -316,3 +317,28 @@ def test_bad_arguments_are_refused(given, message):
     with pytest.raises(UsageError, match=message):
         check(target, **given)
     target.close()
+
+
+class Uncounted(ToyTarget):
+    """Says nothing about what it compiles."""
+
+    def stats(self) -> Stats:
+        return Stats()
+
+
+def test_a_target_that_counts_nothing_starts_cold_each_time():
+    from vlm_ci import warmed
+
+    target = Uncounted()
+    assert not warmed.is_untouched(target)
+    target.close()
+    assert warmed.is_untouched(ToyTarget())
+
+
+def test_an_audit_and_a_check_leave_foreign_results_alone(tmp_path):
+    from vlm_ci import artifacts
+
+    (tmp_path / "result.json").write_text('{"mine": 1}')
+    with pytest.raises(UsageError, match="was not left by an earlier run"):
+        artifacts.prepare(tmp_path)
+    assert (tmp_path / "result.json").read_text() == '{"mine": 1}'

@@ -201,3 +201,60 @@ def test_a_wrong_answer_fails_whatever_the_policies():
     target = ToyTarget(lambda call, ids, part: call(ids) + 1)
     result = run(target, named_plan("default", ENVELOPE), everything_off)
     assert found(result) == ["mismatch"]
+
+
+def test_a_run_in_which_everything_is_tolerated_proves_nothing():
+    def serve(call, ids, part):
+        return call(ids.int())
+
+    class Warmed(ToyTarget):
+        def warm_up(self, part):
+            with torch.inference_mode():
+                self._compiled(self._ids(part)[0])
+
+    result = run(Warmed(serve), TEXT_ONLY, "recompile=off,new-frame=off,eager-fallback=off")
+    assert (result.verdict, found(result)) == ("vacuous", ["vacuous"])
+    assert "came to its logits" in result.failures[0].cause
+
+
+def test_a_tolerated_refusal_hides_neither_another_one_nor_a_crash():
+    new = torch.compile(lambda x: x * 2, backend="eager")
+
+    def swallow(call, *args, **given):
+        try:
+            call(*args, **given)
+        except RuntimeError:
+            pass
+
+    def two(call, ids, part):
+        if "image" in part.modalities:
+            swallow(new, FEATURES)
+            swallow(call, ids, features=FEATURES)
+        return call(ids)
+
+    result = run(ToyTarget(two), TEXT_ONLY, "new-frame=off")
+    assert (result.verdict, found(result)) == ("failed", ["recompile"])
+
+    def crashing(call, ids, part):
+        if "image" in part.modalities:
+            swallow(call, ids, features=FEATURES)
+            raise ValueError("no more")
+        return call(ids)
+
+    result = run(ToyTarget(crashing), TEXT_ONLY, "recompile=off")
+    assert (result.verdict, found(result)) == ("failed", ["crash"])
+
+
+def test_a_tolerated_event_does_not_hide_another_of_the_same_step():
+    limit = torch._dynamo.config.recompile_limit
+
+    def serve(call, ids, part):
+        if "image" in part.modalities:
+            with torch.compiler.set_stance("default"):
+                function = torch.compile(lambda x, n: x * n, backend="eager", dynamic=False)
+                for number in range(limit + 2):
+                    function(torch.ones(3), str(number).__len__() + number)
+        return call(ids)
+
+    result = run(ToyTarget(serve), TEXT_ONLY, "recompile=warn,new-frame=warn")
+    assert "limit-hit" in found(result)

@@ -176,6 +176,12 @@ LIMIT = "torch._dynamo hit config.recompile_limit (8)\n   function: '{}' (/site-
 GENERIC = "transformers/utils/generic.py"
 
 
+CRASH = msgspec.structs.replace(
+    failure_of("crash", "the compiled twin ValueError: no"),
+    cause="the compiled twin raised ValueError: no",
+)
+
+
 @pytest.mark.parametrize(
     ("guards", "function", "why"),
     [
@@ -243,8 +249,10 @@ def test_guards_that_tell_the_cause(failure: Failure, telling: set[str]):
         (failure_of("nonfinite", "compiled"), 1, "the eager logits hold NaN or Inf", "the eager"),
         (failure_of("eager-fallback", "none: x"), 1, "0 compiled regions executed of 1", ""),
         (failure_of("eager-fallback", "none: x"), 1, "Traceback\nValueError: x", "ValueError: x"),
-        (failure_of("crash", "the compiled twin ValueError"), 1, "ValueError: no", ""),
-        (failure_of("crash", "the compiled twin ValueError"), 1, "KeyError: 1", "KeyError: 1"),
+        (CRASH, 1, "ValueError: no", ""),
+        (CRASH, 1, "ValueError: yes", "ValueError: yes"),
+        (CRASH, 1, "KeyError: 1", "KeyError: 1"),
+        (failure_of("mismatch", "logits"), 1, "worst difference 0\nOOM", "OOM"),
         (failure_of("crash", "the process ended"), -11, "", ""),
         (failure_of("mismatch", "logits"), -11, "", "it ended with exit code -11"),
         (

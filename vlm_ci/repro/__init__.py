@@ -64,7 +64,7 @@ def write(file: FailureFile, folder: Path, *, timeout: float = 120.0) -> Repro:
     except (Unwritable, UsageError) as error:
         return Repro(path=None, reproduced=False, note=str(error), seconds=_since(started))
     assert file.failure is not None
-    output, why, lines = "", "", []
+    output, why, lines = "", f"it was not run: {timeout:g} s were not enough", []
     for lines in _scripts(ready):
         left = timeout - _since(started)
         if left <= 0:

@@ -108,11 +108,16 @@ def _marks(failure: Failure) -> str:
     if failure.kind == "nonfinite":
         return rf"^the {failure.key} logits hold NaN or Inf"
     if failure.kind == "mismatch":
-        return "^compiled logits .*, eager ones" if failure.key == "shape" else "^worst difference"
+        return (
+            "^compiled logits .*, eager ones"
+            if failure.key == "shape"
+            else r"^worst difference (?!0\b(?!\.\d*[1-9]))"
+        )
     if failure.kind == "eager-fallback":
         return r"^\d+ (compiled regions executed|of \d+ calls executed no region)"
     if failure.kind == "crash":
-        return rf"^{re.escape(failure.key.rpartition(' ')[2])}: "
+        raised = re.search(r"raised (\w+): (.{,20})", failure.cause)
+        return rf"^{raised[1]}: {re.escape(raised[2])}" if raised else ""
     return ""
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from vlm_ci.targets.protocol import Stats, Target
     from vlm_ci.traffic.spec import Batch
 
+# Events after warm-up that a plan has to keep away.
+LATE = set(causes.LATE) - {"graph-skip", "limit-hit"}
 NO_LIMIT = 256  # variants of a frame, where the deployment's own limit is lifted to look further
 
 
@@ -224,7 +226,7 @@ class Bench:
 
     def _late(self, batch: Batch, first: int, before: Stats, after: Stats) -> Problem | None:
         kinds = {event.kind for event in self.watcher.events[first:]}
-        if "compile" in kinds or increase(before.compiles, after.compiles):
+        if kinds & LATE or increase(before.compiles, after.compiles):
             return Problem(
                 batch=batch,
                 kind="recompile",

@@ -79,6 +79,16 @@ class Refusal:
         return next((guard.line for guard in self.failed if guard.line), "")
 
 
+def is_refusal(error: BaseException) -> bool:
+    """Whether an exception is torch's refusal to compile, or was raised from one."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, RuntimeError) and STRICT_STANCE in str(seen):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
 def is_of_torch(path: str) -> bool:
     """Whether a file belongs to torch."""
     return path.startswith(str(Path(torch.__file__).parent))

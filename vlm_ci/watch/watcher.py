@@ -6,7 +6,7 @@ import inspect
 import threading
 import time
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from vlm_ci.watch.observers import observers
 from vlm_ci.watch.signatures import Binder, Signature
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 
 @dataclass(slots=True)
@@ -112,6 +112,19 @@ class Watcher:
             self._calls, self._refused = [], []
             self._executed_before += len(self._executed)
             self._executed.clear()
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Serve something beside the step that goes on: its calls and regions stay as they are."""
+        calls, refused, executed = self._calls, self._refused, list(self._executed)
+        before = self._executed_before
+        try:
+            yield
+        finally:
+            self.end_step()
+            self._calls, self._refused = calls, refused
+            self._executed[:] = executed
+            self._executed_before = before
 
     def end_step(self) -> None:
         """End a forward: what torch has counted in it becomes events."""
