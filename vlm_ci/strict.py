@@ -77,6 +77,7 @@ class StrictRunner:
         self.called = False
         self.on_step: Callable[[Step], None] | None = None
         self._comparison: Comparison | None = None
+        self._executed: int | None = None  # compiled regions in this step
         self._worst_ratio = -1.0
         self._warmed = warmed
         self._records_calls = records_calls
@@ -110,7 +111,7 @@ class StrictRunner:
     def _run_aloud(
         self, batch: Batch, served: tuple[Batch, ...], say: Callable[[Step], None]
     ) -> None:
-        before, self._comparison = self.target.stats(), None
+        self._comparison = self._executed = None
         try:
             self._run_strictly(batch, served)
         finally:
@@ -119,7 +120,7 @@ class StrictRunner:
                     batch=batch,
                     calls=self.watcher.calls,
                     refusals=self.watcher.refusals,
-                    regions=increase(before.regions, self.target.stats().regions),
+                    regions=self._executed,
                     comparison=self._comparison,
                 )
             )
@@ -142,6 +143,7 @@ class StrictRunner:
             crash = error
         elapsed = time.perf_counter() - started
         watcher.end_step()
+        self._executed = increase(before.regions, self.target.stats().regions)
         refusals = watcher.refusals
         swallowed = crash is None or not internals.is_refusal(crash)
         for one in refusals:
@@ -154,7 +156,7 @@ class StrictRunner:
         self._judge_events(watcher.events[first_event:], before, served)
         if refusals:
             return  # tolerated: what ran in place of the refused call is not the compiled code
-        self._judge_regions(batch, before, served)
+        self._judge_regions(batch, served)
         if self._stalls is not None:
             spent = _increase(before.forward_seconds, self.target.stats().forward_seconds)
             self._judge_stall(batch, elapsed if spent is None else spent, served)
@@ -255,8 +257,8 @@ class StrictRunner:
                 )
             )
 
-    def _judge_regions(self, batch: Batch, before: Stats, served: tuple[Batch, ...]) -> None:
-        executed = increase(before.regions, self.target.stats().regions)
+    def _judge_regions(self, batch: Batch, served: tuple[Batch, ...]) -> None:
+        executed = self._executed
         if executed is None:
             self.called = True
             return

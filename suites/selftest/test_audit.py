@@ -112,6 +112,7 @@ def test_what_no_warmup_mends_is_said_and_does_not_go_on_for_ever():
     assert result.audit.rounds < 10
 
 
+@pytest.mark.nightly
 def test_more_variants_than_the_limit_are_a_cause_of_their_own():
     before = torch._dynamo.config.recompile_limit
     warm = audit(ToyTarget(), examples=1).warmup.compiles

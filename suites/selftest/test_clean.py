@@ -73,6 +73,7 @@ def test_the_whole_model_reaches_the_limit_and_falls_back(tmp_path: Path):
     assert "wrapper" in result.failures[0].frame
 
 
+@pytest.mark.nightly
 def test_torchs_own_trace_shows_no_compilation_after_warm_up(tmp_path: Path):
     trace = tmp_path / "trace"
     done = subprocess.run(

@@ -280,6 +280,7 @@ def test_thorough_asks_for_inductor_with_an_empty_cache(monkeypatch, tmp_path: P
     assert len(asked) == 1
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 def test_inductor_compiles_on_the_cpu(monkeypatch, tmp_path: Path):

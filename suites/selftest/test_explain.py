@@ -526,7 +526,7 @@ this value--not due user code) and if x.shape[0] > 15:  # work/a.py:7 in g (_dyn
     - 8/6: self.n == 3         # return 3  # work/a.py:9 in f (HINT: torch.compile considers \
 integer attributes of the nn.Module to be static)
     - User stack trace:
-    -   File "/work/deep/in/model/a.py", line 9, in f
+    -   File "/srv/deep/in/model/a.py", line 9, in f
     -     return 3 * F.linear(x)
     -   File "/venv/lib/python3.11/site-packages/torch/nn/functional.py", line 20, in linear
     -     return 3

@@ -369,6 +369,7 @@ def test_configurations_of_published_checkpoints_are_read(tmp_path):
     assert int((inputs["input_ids"] == 151655).sum()) == 6
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_compiled_blocks_need_a_graph_for_each_number_of_windows():
     one = [batch([Image(8 * n, 16), Text(3)], seed=n) for n in (1, 2)]

@@ -128,7 +128,7 @@ def test_a_recompile_reproduces_without_vlm_ci(recorded: Path, without_vlm_ci):
     assert made.note == ""
     check_form(made.path)
     assert "Detected recompile" in made.output
-    assert re.search(r"2 <= .*args.*\[0\].*\.size\(\)\[1\]", made.output)
+    assert re.search(r"2 <= .*\.size\(\)\[1\]", made.output)
     assert file.failure is not None
     assert causes.difference(file.failure, 1, made.output) == ""
 
@@ -550,9 +550,10 @@ def test_what_does_not_fit_says_so(tmp_path: Path, unrun):
 def test_time_is_bounded(tmp_path: Path):
     made = repro.write(file_of(failure_of("recompile")), tmp_path, timeout=2.0)
     assert not made.reproduced
-    assert made.note == "it had not ended after 2 s"
+    # On a slow machine the time is over before the script is written.
+    assert made.note in ("it had not ended after 2 s", "it was not run: 2 s were not enough")
     assert made.path is not None
-    assert made.path.read_text().startswith("# DOES NOT REPRODUCE: it had not ended after 2 s\n")
+    assert made.path.read_text().startswith(f"# DOES NOT REPRODUCE: {made.note}\n")
 
 
 # -- the command ---------------------------------------------------------------------------------

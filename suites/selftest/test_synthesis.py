@@ -457,6 +457,7 @@ def test_an_engine_reads_a_plan_with_nothing_but_json(tmp_path):
 # -- the real model --------------------------------------------------------------------------
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_plan_for_the_layers_of_the_tiny_model(tmp_path):
     result = synthesize(tmp_path, target="qwen3-vl-tiny", examples=20)

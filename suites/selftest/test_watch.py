@@ -165,3 +165,17 @@ def test_foreign_handlers_leave_torch_s_trace_alone():
     assert [handler for handler in own if type(handler).__module__.startswith("torch.")] == (
         logger.handlers
     )
+
+
+def test_what_is_served_aside_belongs_to_no_step_and_the_count_never_falls():
+    watcher = Watcher()
+    watcher.begin_step()
+    watcher.region_executed(1)
+    with watcher.aside():
+        for _ in range(2):
+            watcher.begin_step()
+            watcher.region_executed(2)
+            watcher.region_executed(2)
+    assert (watcher.regions, dict(watcher.executed)) == (5, {1: 1})
+    watcher.begin_step()
+    assert (watcher.regions, dict(watcher.executed)) == (5, {})

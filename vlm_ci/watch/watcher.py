@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 
+_NOTHING: dict[str, Any] = {}
+
+
 @dataclass(slots=True)
 class Call:
     """One call of a compiled callable: its name, and the compiled regions executed in it.
@@ -56,7 +59,8 @@ class Watcher:
         self.events: list[Event] = []
         self._files: dict[str, str] = {}  # where the code of each region class lies
         self.phase = "load"
-        self.sign_all = False  # take the signature of every call, also in the strict phase
+        self._signs = True  # take the signature of every call
+        self._sign_all = False
         self._run_start = 0
         self.step = 0
         self._executed: list[int] = []  # numbers of the graphs executed in this step
@@ -91,6 +95,7 @@ class Watcher:
         """Enter a phase; its steps count from 1."""
         self.end_step()
         self.phase, self.step = phase, 0
+        self._signs = phase != "strict" or self.sign_all
 
     def begin_run(self) -> None:
         """Begin another run over the same target: phases are counted from here on."""
@@ -107,24 +112,35 @@ class Watcher:
         if not self._collected:
             self.end_step()
         self._collected = False
-        with self._lock:
-            self.step += 1
-            self._calls, self._refused = [], []
-            self._executed_before += len(self._executed)
-            self._executed.clear()
+        self.step += 1
+        self._calls, self._refused = [], []
+        self._executed_before += len(self._executed)
+        self._executed.clear()
+
+    @property
+    def sign_all(self) -> bool:
+        """Whether the signature of every call is taken, also in the strict phase."""
+        return self._sign_all
+
+    @sign_all.setter
+    def sign_all(self, value: bool) -> None:
+        self._sign_all = value
+        self._signs = value or self.phase != "strict"
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Serve something beside the step that goes on: its calls and regions stay as they are."""
+        """Serve something beside the step that goes on: its calls and regions stay as they are.
+
+        What is executed meanwhile counts in ``regions``, which never falls, and in no step.
+        """
         calls, refused, executed = self._calls, self._refused, list(self._executed)
-        before = self._executed_before
         try:
             yield
         finally:
             self.end_step()
             self._calls, self._refused = calls, refused
+            self._executed_before = self.regions - len(executed)
             self._executed[:] = executed
-            self._executed_before = before
 
     def end_step(self) -> None:
         """End a forward: what torch has counted in it becomes events."""
@@ -149,7 +165,7 @@ class Watcher:
 
     def observe(self, name: str, function: Callable[..., Any]) -> Callable[[Any], Any]:
         """Return a wrapper for the compiled form of ``function`` that records each call."""
-        bind, executed = Binder(function), self._executed
+        bind, executed, local = Binder(function), self._executed, self._local
         code = getattr(inspect.unwrap(function), "__code__", None)
         if code is not None:
             self._files[region_class(name)] = code.co_filename
@@ -158,9 +174,12 @@ class Watcher:
             @wraps(compiled)
             def call(*args: Any, **kwargs: Any) -> Any:
                 record = Call(name, bind, args, kwargs)
-                if self.phase != "strict" or self.sign_all:
+                if self._signs:
                     record.sign()
-                stack = self._stack_of_calls()
+                try:
+                    stack = local.stack
+                except AttributeError:
+                    stack = local.stack = []
                 stack.append(record)
                 self._calls.append(record)
                 before = len(executed)
@@ -169,7 +188,7 @@ class Watcher:
                 finally:
                     record.regions = len(executed) - before
                     stack.pop()
-                    record.args, record.kwargs = (), {}
+                    record.args, record.kwargs = (), _NOTHING
 
             return call
 
