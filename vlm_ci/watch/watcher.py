@@ -45,6 +45,13 @@ class Call:
         return self.signature
 
 
+class _InThread(threading.local):
+    """The calls of compiled callables that go on in one thread, the innermost last."""
+
+    def __init__(self) -> None:
+        self.stack: list[Call] = []
+
+
 class Watcher:
     """Records events, executed regions and calls, step by step.
 
@@ -70,7 +77,7 @@ class Watcher:
         self._calls: list[Call] = []
         self._refused: list[tuple[internals.Refusal, Signature | None, str]] = []
         self._lock = threading.RLock()
-        self._local = threading.local()
+        self._local = _InThread()
         self._stack = ExitStack()
         self._watching = False
         self._collected = True  # since the last step began
@@ -176,10 +183,7 @@ class Watcher:
                 record = Call(name, bind, args, kwargs)
                 if self._signs:
                     record.sign()
-                try:
-                    stack = local.stack
-                except AttributeError:
-                    stack = local.stack = []
+                stack = local.stack
                 stack.append(record)
                 self._calls.append(record)
                 before = len(executed)
@@ -201,15 +205,8 @@ class Watcher:
             if call.signature is not None and call.signature not in known:
                 known.append(call.signature)
 
-    def _stack_of_calls(self) -> list[Call]:
-        stack: list[Call] | None = getattr(self._local, "stack", None)
-        if stack is None:
-            stack = self._local.stack = []
-        return stack
-
     def _on_refusal(self, refusal: internals.Refusal) -> None:
-        stack = self._stack_of_calls()
-        call = stack[-1] if stack else None
+        call = self._local.stack[-1] if self._local.stack else None
         if call is not None:
             call.sign()
         with self._lock:
