@@ -1,4 +1,4 @@
-"""Warm-up synthesis: growing, pruning, unbounded targets, proof in a fresh process."""
+"""Warm-up synthesis from settings to files: verdicts, proof in a fresh process, plan files."""
 
 from __future__ import annotations
 
@@ -6,142 +6,29 @@ import json
 import os
 import subprocess
 import sys
-from itertools import islice, pairwise
 from pathlib import Path
 
 import jsonschema
 import msgspec
 import pytest
-import torch
-from toy import ENVELOPE, Toy, ToyTarget
+from synthesis_targets import GENERIC, Bucketing, Silent, images_of
+from toy import ENVELOPE
 
 from vlm_ci.cli import main
 from vlm_ci.errors import UsageError
 from vlm_ci.result import Pruned, Result
 from vlm_ci.schemas import generate
 from vlm_ci.settings import Settings
-from vlm_ci.synthesis import make, sizes
-from vlm_ci.synthesis.bench import Bench
-from vlm_ci.synthesis.examples import examples
+from vlm_ci.synthesis import make
 from vlm_ci.synthesis.growth import Grower
-from vlm_ci.synthesis.pruning import prune
-from vlm_ci.synthesis.sweep import dimensions, is_growing, run_sweep, sweeps
 from vlm_ci.synthesis.verification import verify
 from vlm_ci.targets.models import tiny_models
-from vlm_ci.traffic.envelope import Envelope
 from vlm_ci.traffic.files import plan_to_json, read_plan
-from vlm_ci.traffic.spec import Batch, Image, Text, batch
+from vlm_ci.traffic.spec import Text, batch
 from vlm_ci.warmup import find_plan
 from vlm_ci.watch import internals
 
 ROOT = Path(__file__).resolve().parents[2]
-GENERIC = batch([Text(7), Image(16, 24)], Text(11))
-
-
-class Silent:
-    """A progress that says nothing; ``stop_at`` interrupts the stage of that name."""
-
-    def __init__(self, stop_at: str = "") -> None:
-        self.stop_at = stop_at
-        self.notes: list[str] = []
-
-    def warming(self, round_number: int, index: int, total: int) -> None: ...
-
-    def searching(self, sessions: int, examples: int, batches: int, failing: int) -> None: ...
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-        if self.stop_at and self.stop_at in text:
-            raise KeyboardInterrupt
-
-
-def images_of(part: Batch) -> int:
-    return sum(isinstance(item, Image) for item in part.items())
-
-
-class PerImage(Toy):
-    """Adds a list of tensors, one for each image: a guard on the length of the list."""
-
-    def forward(self, ids: torch.Tensor, parts: list[torch.Tensor] | None = None) -> torch.Tensor:
-        hidden = self.embed(ids).sin()
-        for part in parts or []:
-            hidden = hidden + part
-        return self.project(hidden)
-
-
-def per_image() -> ToyTarget:
-    """Needs a graph for each number of images."""
-
-    def serve(call, ids, part):
-        return call(ids, [torch.zeros(1)] * images_of(part))
-
-    return ToyTarget(serve, model=PerImage())
-
-
-def many_images() -> ToyTarget:
-    """Passes an argument from five images on, which the generic plan does not have."""
-
-    def serve(call, ids, part):
-        if images_of(part) >= 5:
-            return call(ids, features=ids.new_zeros(*ids.shape, 16).float())
-        return call(ids)
-
-    return ToyTarget(serve)
-
-
-def limited() -> ToyTarget:
-    """Needs four variants where torch keeps two."""
-    internals.set_recompile_limit(2)
-    return ToyTarget()
-
-
-def sometimes_eager() -> ToyTarget:
-    """Serves images without its compiled code."""
-    return ToyTarget(lambda call, ids, part: call._orig_mod(ids) if images_of(part) else call(ids))
-
-
-def crashing() -> ToyTarget:
-    """Dies of three images or more."""
-
-    def serve(call, ids, part):
-        if images_of(part) > 2:
-            raise ValueError("too many images")
-        return call(ids)
-
-    return ToyTarget(serve)
-
-
-def out_of_process() -> ToyTarget:
-    return ToyTarget(in_process=False)
-
-
-class Bucketing(ToyTarget):
-    """An engine that pads every batch to multiples of its first batch's length, all static: what
-    its plan has to hold depends on what comes first."""
-
-    def __init__(self) -> None:
-        self.bucket = 0
-
-        def serve(call, ids, part):
-            length = ids.shape[1]
-            self.bucket = self.bucket or length
-            padded = ids.new_zeros(ids.shape[0], -(-length // self.bucket) * self.bucket)
-            padded[:, :length] = ids
-            return call(padded)[:, :length]
-
-        super().__init__(
-            serve,
-            compile_model=lambda module, backend: torch.compile(
-                module, backend=backend, dynamic=False
-            ),
-        )
-        self.envelope = Envelope(modalities=("text",), items=(1, 1), tokens=(1, 12), max_tokens=12)
-
-    def reset(self) -> None:
-        super().reset()
-        self.bucket = 0
-
-
 ROWS = tuple(batch(*[Text(12)] * rows) for rows in (1, 2, 3, 4))
 
 
@@ -152,147 +39,16 @@ def _limit():
     internals.set_recompile_limit(limit)
 
 
-@pytest.fixture
-def bench():
-    """Make benches; their targets are closed afterwards."""
-    made: list[Bench] = []
-
-    def build(target: ToyTarget) -> Bench:
-        made.append(Bench(target))
-        return made[-1]
-
-    yield build
-    for one in made:
-        one.close()
-        one.target.close()
-
-
 def synthesize(tmp_path: Path, progress: Silent | None = None, **given) -> Result:
     settings = Settings.from_mapping({"out": str(tmp_path), "database": "none", **given})
     return make.synthesize(settings, progress or Silent())
 
 
-# -- sizes -----------------------------------------------------------------------------------
-
-
-def test_generic_sizes_take_the_place_of_accidental_ones():
-    square = batch([Text(1), Image(8, 8)], [Text(2), Image(16, 16)])
-    general = sizes.generalise(square, ENVELOPE, lambda candidate: True)
-    assert ENVELOPE.violation(general) is None
-    assert sizes.accidents(general, ENVELOPE) == 0
-    assert [type(item) for item in general.items()] == [type(item) for item in square.items()]
-
-
-def test_a_size_that_is_the_cause_stays():
-    def refused(candidate: Batch) -> bool:
-        return any(item == Image(8, 8) for item in candidate.items())
-
-    cause = batch([Text(1), Image(8, 8)], [Text(2), Image(16, 16)])
-    general = sizes.generalise(cause, ENVELOPE, refused)
-    assert general.requests[0].items[1] == Image(8, 8)
-    assert general.requests[0].items[0] != Text(1)
-    assert general.requests[1].items != cause.requests[1].items
-
-
-def test_rows_of_one_length_stay_of_one_length():
-    equal = batch(Text(2), Text(2), Text(2))
-    general = sizes.generalise(equal, ENVELOPE, lambda candidate: True)
-    assert len(set(general.requests)) == 1
-    assert general.requests[0].items[0].tokens > 3
-
-
-def test_a_plan_has_generic_sizes_first_and_corners_last():
-    corners = [batch(Text(1)), batch(Text(1), Text(1)), batch([Text(9), Image(8, 8)])]
-    plan = sizes.ordered([*corners, GENERIC], ENVELOPE)
-    assert plan[0] == GENERIC
-    scores = [sizes.accidents(one, ENVELOPE) for one in plan]
-    assert scores == sorted(scores)
-
-
-def test_one_seed_gives_the_same_examples_and_others_give_others():
-    first, again, other = (list(islice(examples(ENVELOPE, s), 15)) for s in (3, 3, 4))
-    assert first == again != other
-
-
-# -- growing and pruning ---------------------------------------------------------------------
-
-
-def test_a_plan_grows_by_a_generic_batch_for_what_was_refused(bench):
-    one = bench(many_images())
-    grower = Grower(bench=one, plan=[GENERIC])
-    assert grower.cold() is None
-    assert grower.grow(examples(ENVELOPE, 0), quiet=30) is None
-    added = [part for part in grower.plan if images_of(part) >= 5]
-    assert added
-    assert any(sizes.accidents(part, ENVELOPE) <= 1 for part in added)
-    for part in [*added, batch(*[[Image(8, 8)] * 2] * 3), batch(Text(1))]:
-        assert one.problem(part) is None
-    assert grower.curve[-1].graphs > grower.curve[0].graphs
-
-
-def test_what_compiles_nothing_cold_goes_at_once(bench):
-    grower = Grower(bench=bench(ToyTarget()), plan=[GENERIC, batch(Text(5), Text(9))])
-    assert grower.cold() is None
-    assert grower.plan == [GENERIC]
-    assert grower.dropped == 1
-
-
-def test_pruning_leaves_out_what_another_batch_covers(bench):
-    one = bench(ToyTarget())
-    same = batch(Text(2), Text(2))  # compiles with rows = length, which the generic graph covers
-    plan = (same, GENERIC, batch(Text(5)))
-    assert all(one.cold(plan).compiles)
-    left, books = prune(one, plan, [batch(Text(4), Text(9))])
-    assert left == (GENERIC, batch(Text(5)))
-    assert books.not_needed == 1
-    assert books.needed == 2
-
-
-def test_pruning_stops_when_its_time_is_over(bench):
-    plan = (GENERIC, batch(Text(5)))
-    left, books = prune(bench(ToyTarget()), plan, [], time_limit=-1.0)
-    assert left == plan
-    assert books.untried == 2
-
-
-# -- unbounded -------------------------------------------------------------------------------
-
-
-def test_a_dimension_grows_when_its_values_go_on_compiling():
-    assert is_growing([1, 1, 1, 1])
-    assert is_growing([2, 1, 0, 1, 1, 1])
-    assert not is_growing([3, 1, 0, 0, 1])  # an accident, and the 1 at the end
-    assert not is_growing([1, 1, 1, 1, 0, 0])
-
-
-def test_sweeps_vary_one_dimension_within_the_envelope():
-    for dimension in dimensions(ENVELOPE):
-        measures = []
-        for value in dimension.values:
-            part = dimension.build(value)
-            assert ENVELOPE.violation(part) is None
-            measures.append(dimension.measure(part))
-        assert all(second > first for first, second in pairwise(measures)), dimension.name
-
-
-def test_the_growing_dimension_is_named_beside_a_control(bench):
-    one = bench(per_image())
-    found = {sweep.dimension: sweep for sweep in sweeps(one, [])}
-    assert found["number of images"].growing
-    assert all(compiles for _, compiles in found["number of images"].rows)
-    assert [name for name, sweep in found.items() if sweep.growing] == ["number of images"]
-    assert found["image height (pixels)"].control
-    assert found["text length (tokens)"].control
-
-
-def test_a_healthy_target_grows_in_no_dimension(bench):
-    one = bench(ToyTarget())
-    one.lift_limit()
-    assert not any(run_sweep(one, dimension).growing for dimension in dimensions(ENVELOPE))
+# -- from settings to files -------------------------------------------------------------------
 
 
 def test_an_unbounded_target_is_a_failure_that_names_the_number_of_images(tmp_path, capsys):
-    argv = ["warmup", "--target", "test_synthesis:per_image", "--examples", "20"]
+    argv = ["warmup", "--target", "synthesis_targets:per_image", "--examples", "20"]
     assert main([*argv, "--out", str(tmp_path)]) == 1
     shown = capsys.readouterr().out
     assert "verdict        unbounded: the number of graphs grows with the number of images" in shown
@@ -311,9 +67,6 @@ def test_an_unbounded_target_is_a_failure_that_names_the_number_of_images(tmp_pa
     part = json.loads((tmp_path / "plan.partial.json").read_text())
     assert part["holds"] is False
     assert "grows with the number of images" in part["note"]
-
-
-# -- from settings to files ------------------------------------------------------------------
 
 
 def test_a_plan_is_made_verified_and_read_again(tmp_path, capsys):
@@ -346,7 +99,7 @@ def test_a_plan_is_made_verified_and_read_again(tmp_path, capsys):
 
 
 def test_the_fresh_process_catches_a_plan_in_the_wrong_order():
-    settings = Settings(target="test_synthesis:Bucketing")
+    settings = Settings(target="synthesis_targets:Bucketing")
     envelope = Bucketing().envelope
 
     def outcome(plan):
@@ -364,7 +117,7 @@ def test_the_fresh_process_catches_a_plan_in_the_wrong_order():
 
 
 def test_a_limit_that_is_too_low_says_how_many_variants_are_needed(tmp_path):
-    result = synthesize(tmp_path, target="test_synthesis:limited", examples=20)
+    result = synthesize(tmp_path, target="synthesis_targets:limited", examples=20)
     books = result.synthesis
     assert books is not None
     assert books.status == "limit"
@@ -382,7 +135,7 @@ def test_a_limit_that_is_too_low_says_how_many_variants_are_needed(tmp_path):
 def test_what_the_fresh_process_refuses_joins_the_plan(tmp_path, monkeypatch):
     monkeypatch.setattr(Grower, "grow", lambda self, sessions, **given: None)
     monkeypatch.setattr(make, "prune", lambda bench, plan, judges, **given: (plan, Pruned()))
-    result = synthesize(tmp_path, target="test_synthesis:many_images", examples=20)
+    result = synthesize(tmp_path, target="synthesis_targets:many_images", examples=20)
     books = result.synthesis
     assert books is not None
     assert books.status == "bounded"
@@ -396,7 +149,7 @@ def test_what_the_fresh_process_refuses_joins_the_plan(tmp_path, monkeypatch):
     ("name", "kind"), [("sometimes_eager", "eager-fallback"), ("crashing", "crash")]
 )
 def test_what_no_warm_up_helps_ends_it_with_a_failure(tmp_path, name, kind):
-    result = synthesize(tmp_path, target=f"test_synthesis:{name}", examples=20)
+    result = synthesize(tmp_path, target=f"synthesis_targets:{name}", examples=20)
     assert result.synthesis is not None
     assert result.synthesis.status == "not-held"
     assert [failure.kind for failure in result.failures] == [kind]
@@ -418,7 +171,7 @@ def test_bad_input_is_said_before_anything_is_made(tmp_path, capsys):
     out = ["--out", str(tmp_path / "out")]
     assert main(["warmup", "--target", "toy:factory,llava-tiny", *out]) == 4
     assert "a plan belongs to one target" in capsys.readouterr().err
-    assert main(["warmup", "--target", "test_synthesis:out_of_process", *out]) == 4
+    assert main(["warmup", "--target", "synthesis_targets:out_of_process", *out]) == 4
     assert "a call there cannot be refused" in capsys.readouterr().err
     assert main(["warmup", "--target", "toy:factory", "--examples", "0", *out]) == 4
     (tmp_path / "plan.json").write_bytes(plan_to_json((GENERIC,)))
@@ -454,7 +207,7 @@ def test_an_engine_reads_a_plan_with_nothing_but_json(tmp_path):
     assert third == "batch 2, row 1: 1 tokens of text"
 
 
-# -- the real model --------------------------------------------------------------------------
+# -- the real model ---------------------------------------------------------------------------
 
 
 @pytest.mark.nightly

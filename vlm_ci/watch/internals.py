@@ -134,7 +134,7 @@ def reporting_refusals(report: Callable[[Refusal], None]) -> Iterator[None]:
     refusing: dict[int, tuple[Any, Any]] = {}  # made once for each callback: it is asked per call
 
     def watching(callback: Any) -> Any:
-        if eval_frame._stance.stance != STRICT_STANCE or callback in (False, None):
+        if eval_frame._stance.stance != STRICT_STANCE or callback is None or callback is False:
             return original(callback)
         known = refusing.get(id(callback))
         if known is None:

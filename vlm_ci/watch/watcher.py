@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import threading
 import time
 from collections import Counter
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlm_ci.watch import internals, logs
 from vlm_ci.watch.events import Event, region_class
@@ -17,39 +17,20 @@ from vlm_ci.watch.observers import observers
 from vlm_ci.watch.signatures import Binder, Signature
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
+    from types import CodeType, FrameType
 
 
-_NOTHING: dict[str, Any] = {}
-
-
-@dataclass(slots=True)
-class Call:
+class Call(NamedTuple):
     """One call of a compiled callable: its name, and the compiled regions executed in it.
 
-    The signature is taken at once in warm-up; later only where the call is refused, so that a
-    strict step costs next to nothing. The arguments are held while the call lasts.
+    The signature is taken in warm-up, and later only where a call is refused, so that a strict
+    step costs next to nothing.
     """
 
     region: str
-    binder: Binder
-    args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    regions: int
     signature: Signature | None = None
-    regions: int = 0
-
-    def sign(self) -> Signature:
-        """Take the signature, if there is none yet."""
-        if self.signature is None:
-            self.signature = self.binder(self.args, self.kwargs)
-        return self.signature
-
-
-class _InThread(threading.local):
-    """The calls of compiled callables that go on in one thread, the innermost last."""
-
-    def __init__(self) -> None:
-        self.stack: list[Call] = []
 
 
 class Watcher:
@@ -74,10 +55,10 @@ class Watcher:
         self._executed_before = 0  # how many were in earlier steps
         self.region_executed = self._executed.append
         self.warm: dict[str, list[Signature]] = {}  # signatures by region class, from warm-up
-        self._calls: list[Call] = []
+        self._calls: list[tuple[Any, ...]] = []  # the fields of each Call
+        self._wrappers: set[CodeType] = set()
         self._refused: list[tuple[internals.Refusal, Signature | None, str]] = []
         self._lock = threading.RLock()
-        self._local = _InThread()
         self._stack = ExitStack()
         self._watching = False
         self._collected = True  # since the last step began
@@ -172,53 +153,55 @@ class Watcher:
 
     def observe(self, name: str, function: Callable[..., Any]) -> Callable[[Any], Any]:
         """Return a wrapper for the compiled form of ``function`` that records each call."""
-        bind, executed, local = Binder(function), self._executed, self._local
+        bind, executed = Binder(function), self._executed
         code = getattr(inspect.unwrap(function), "__code__", None)
         if code is not None:
             self._files[region_class(name)] = code.co_filename
 
         def wrap(compiled: Callable[..., Any]) -> Callable[..., Any]:
-            @wraps(compiled)
             def call(*args: Any, **kwargs: Any) -> Any:
-                record = Call(name, bind, args, kwargs)
-                if self._signs:
-                    record.sign()
-                stack = local.stack
-                stack.append(record)
-                self._calls.append(record)
+                signed = (bind(args, kwargs),) if self._signs else ()
                 before = len(executed)
                 try:
                     return compiled(*args, **kwargs)
                 finally:
-                    record.regions = len(executed) - before
-                    stack.pop()
-                    record.args, record.kwargs = (), _NOTHING
+                    self._calls.append((name, len(executed) - before, *signed))
 
-            return call
+            self._wrappers.add(call.__code__)
+            return wraps(compiled)(call)
 
         return wrap
 
+    def _current_call(self) -> tuple[str, Signature | None]:
+        """The innermost call of a compiled callable in this thread: its name and signature.
+
+        Its arguments are read from the frame of its wrapper, which keeps nothing by itself.
+        """
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame.f_code not in self._wrappers:
+            frame = frame.f_back
+        if frame is None:
+            return "", None
+        seen = frame.f_locals
+        return seen["name"], seen["bind"](seen["args"], seen["kwargs"])
+
     def keep_warm(self) -> None:
         """Keep the signatures of this step's calls as warmed."""
-        for call in self._calls:
+        for call in self.calls:
             known = self.warm.setdefault(region_class(call.region), [])
             if call.signature is not None and call.signature not in known:
                 known.append(call.signature)
 
     def _on_refusal(self, refusal: internals.Refusal) -> None:
-        call = self._local.stack[-1] if self._local.stack else None
-        if call is not None:
-            call.sign()
+        region, signature = self._current_call()
         with self._lock:
-            self._refused.append(
-                (refusal, call.signature if call else None, call.region if call else "")
-            )
+            self._refused.append((refusal, signature, region))
         self.record(
             "refusal",
             frame=refusal.frame,
             evidence={
                 "guards": list(refusal.guards),
-                "region": call.region if call else "",
+                "region": region,
             },
         )
 
@@ -237,7 +220,7 @@ class Watcher:
     @property
     def calls(self) -> list[Call]:
         """The calls of compiled callables in this step."""
-        return list(self._calls)
+        return [Call(*one) for one in self._calls]
 
     @property
     def refusals(self) -> list[tuple[internals.Refusal, Signature | None, str]]:

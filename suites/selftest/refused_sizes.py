@@ -1,0 +1,131 @@
+"""Sizes and strides: constants, bounds, multiples and relations between them."""
+
+from __future__ import annotations
+
+import torch
+from refused import attend, both, call, case, double, fours, large, loop, picked, plus, total
+
+T = torch.ones
+
+
+SIZES = (
+    case(
+        "static size",
+        loop,
+        (call(T(3)), call(T(4))),
+        call(T(5)),
+        "size 0 of x was compiled as exactly 3, 4 and is now 5",
+        "mark this dimension dynamic",
+        line="range(x.shape[0])",
+    ),
+    case(
+        "below 2",
+        total,
+        (call(T(3)), call(T(4))),
+        call(T(1)),
+        "size 0 of x is below 2: 0 and 1 are specialised",
+        "mark_unbacked(x, 0)",
+        line="x.sum() + 1  # all of it",
+    ),
+    case(
+        "compiled for 1",
+        plus,
+        (call(T(1)),),
+        call(T(4)),
+        "size 0 of x was compiled as exactly 1 (0 and 1 are specialised) and is now 4",
+        "warm up with a larger size first",
+        line="return x + 1",
+    ),
+    case(
+        "duck shape",
+        both,
+        (call(T(3), T(3)),),
+        call(T(3), T(4)),
+        "size 0 of y and size 0 of x were equal when this was compiled, and are not now",
+        "warm up with sizes that are not equal by accident",
+        line="return x.sum() + y.sum()",
+        dynamic=True,
+    ),
+    case(
+        "lower bound",
+        large,
+        (call(T(20)), call(T(30))),
+        call(T(4)),
+        "size 0 of x was compiled for 16 and more, and is below now",
+        "pad to the bucket",
+        line="if x.shape[0] >= 16",
+    ),
+    case(
+        "two bounds",
+        large,
+        (call(T(3)), call(T(4))),
+        call(T(20)),
+        "size 0 of x was compiled for 2 to 15, and is outside now",
+        "from this side of the decision",
+        line="if x.shape[0] >= 16",
+    ),
+    case(
+        "multiple",
+        fours,
+        (call(T(8)), call(T(12))),
+        call(T(13)),
+        "size 0 of x was a multiple of 4 when this was compiled, and is none now",
+        "pad to the bucket (a multiple of 4)",
+        line="x.shape[0] % 4 == 0",
+    ),
+    case(
+        "no multiple",
+        fours,
+        (call(T(9)), call(T(13))),
+        call(T(12)),
+        "size 0 of x was no multiple of 4 when this was compiled, and is one now",
+        "pad to the bucket (a multiple of 4)",
+        line="x.shape[0] % 4 == 0",
+    ),
+    case(
+        "relation",
+        double,
+        (call(T(3), T(6)), call(T(4), T(8))),
+        call(T(4), T(9)),
+        "y.shape[0] == 2*x.shape[0] held when this was compiled, and does not now",
+        "move this length out of the graph",
+        line="x.shape[0] * 2 == y.shape[0]",
+    ),
+    case(
+        "size that depends on data",
+        picked,
+        (call(T(3), torch.tensor([True, False, True])),),
+        call(T(3), torch.tensor([True, False, False])),
+        "size 0 of (value 0 before a graph break) was compiled as exactly 2 and is now 1",
+        "its size depends on data: pad to the bucket",
+        line="return x[m] + 1",
+    ),
+    case(
+        "stride",
+        plus,
+        (call(T(3, 4)),),
+        call(T(4, 3).T),
+        "stride 1 of x was compiled as exactly 1 and is now 3",
+        "call .contiguous() on x",
+        dynamic=True,
+        line="return x + 1",
+    ),
+    case(
+        "relation of strides",
+        plus,
+        (call(T(3, 4)), call(T(5, 6))),
+        call(T(1, 4).expand(3, 4)),
+        "the strides of x are of another form than when this was compiled",
+        "call .contiguous() on x",
+        line="return x + 1",
+    ),
+    case(
+        "equality that the code asks for",
+        attend,
+        (call(T(2, 2, 5, 4), T(2, 1, 5, 5)), call(T(3, 2, 6, 4), T(3, 1, 6, 6))),
+        call(T(4, 2, 7, 4), T(1, 1, 7, 7)),
+        "size 0 of m and size 0 of x were equal when this was compiled, and are not now",
+        "pad to the bucket",
+        line="attn_mask=m",
+    ),
+)
