@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-    from vlm_ci.targets.protocol import Output, Stats, Target
+    from vlm_ci.targets.protocol import Output, Target
     from vlm_ci.watch.signatures import Signature
     from vlm_ci.watch.watcher import Call, Watcher
 
@@ -143,7 +143,8 @@ class StrictRunner:
             crash = error
         elapsed = time.perf_counter() - started
         watcher.end_step()
-        self._executed = increase(before.regions, self.target.stats().regions)
+        after = self.target.stats()
+        self._executed = increase(before.regions, after.regions)
         refusals = watcher.refusals
         swallowed = crash is None or not internals.is_refusal(crash)
         for one in refusals:
@@ -153,12 +154,14 @@ class StrictRunner:
         if crash is not None:
             self._found(causes.crash("the compiled twin", crash, served), crash)
             return
-        self._judge_events(watcher.events[first_event:], before, served)
+        self._judge_events(
+            watcher.events[first_event:], increase(before.compiles, after.compiles), served
+        )
         if refusals:
             return  # tolerated: what ran in place of the refused call is not the compiled code
         self._judge_regions(batch, served)
         if self._stalls is not None:
-            spent = _increase(before.forward_seconds, self.target.stats().forward_seconds)
+            spent = _increase(before.forward_seconds, after.forward_seconds)
             self._judge_stall(batch, elapsed if spent is None else spent, served)
         assert output is not None
         if not self.compares:
@@ -232,7 +235,10 @@ class StrictRunner:
             else "",
         )
 
-    def _judge_events(self, events: list[Any], before: Stats, served: tuple[Batch, ...]) -> None:
+    def _judge_events(
+        self, events: list[Any], count: int | None, served: tuple[Batch, ...]
+    ) -> None:
+        """Judge what the watch saw; ``count`` is how many compilations the target counted."""
         if self.target.capabilities.in_process:
             late = {event.kind: event for event in reversed(events) if event.kind in causes.LATE}
             if "graph-recording" in late:
@@ -242,7 +248,6 @@ class StrictRunner:
                     self._found(causes.late(late[kind], served))
             if late:
                 return
-        count = increase(before.compiles, self.target.stats().compiles)
         if count:
             self._found(
                 Failure(

@@ -133,9 +133,11 @@ def reporting_refusals(report: Callable[[Refusal], None]) -> Iterator[None]:
     original = eval_frame._callback_from_stance
     refusing: dict[int, tuple[Any, Any]] = {}  # made once for each callback: it is asked per call
 
-    def watching(callback: Any) -> Any:
-        if eval_frame._stance.stance != STRICT_STANCE or callback is None or callback is False:
+    def watching(callback: Any) -> Any:  # several times in each call of compiled code: be quick
+        if eval_frame._stance.stance != STRICT_STANCE:
             return original(callback)
+        if callback is None or callback is False:
+            return callback  # nothing would compile here: no stance changes that
         known = refusing.get(id(callback))
         if known is None:
             known = refusing[id(callback)] = (callback, refusal_of(callback))
