@@ -20,7 +20,7 @@ from vlm_ci.policies import Policies
 from vlm_ci.result import Result, Worst, tolerate
 from vlm_ci.traffic.spec import Batch, Session
 from vlm_ci.warmup import WarmupReport, batch_class, increase
-from vlm_ci.watch import internals
+from vlm_ci.watch import internals, state
 from vlm_ci.watch.events import region_class
 from vlm_ci.watch.explain import explain
 
@@ -100,7 +100,7 @@ class StrictRunner:
                 failure holds the session up to that batch.
         """
         # What a session leaves behind (a changed matmul precision, say) belongs to it alone.
-        with internals.preserving_state():
+        with state.preserving_state():
             for index, batch in enumerate(session.batches):
                 served = session.batches[: index + 1]
                 if self.on_step is None:

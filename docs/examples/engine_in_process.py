@@ -94,14 +94,16 @@ class Target:
     def _read(self, batch):
         """Turn traffic into prompts; the same batch must always give the same values."""
         rows, patches = encoding.start_rows(batch), []
-        for row, request in zip(rows, batch.requests, strict=True):
-            for item in request.items:
+        for row in rows:
+            drawn = [torch.empty(0, 3 * PATCH**2)]
+            for item in row.items():
                 if isinstance(item, vlm_ci.Text):
                     row.text(item.tokens, IMAGE_ID)  # ids below IMAGE_ID
                 else:
                     tokens = self.envelope.geometry.visual_tokens(item)
                     row.placeholders(IMAGE_ID, tokens, encoding.IMAGE)
-            patches.append(row.pixels(row.ids.count(IMAGE_ID), 3 * PATCH**2))
+                    drawn.append(row.pixels(tokens, 3 * PATCH**2))
+            patches.append(torch.cat(drawn))
         return rows, patches, encoding.pack(rows, batch, pad_id=0).token_kinds
 
     @torch.inference_mode()

@@ -80,15 +80,16 @@ class Target:
     def _serve(self, batch, *, compiled, sign=1):
         rows = encoding.start_rows(batch)
         prompts = []
-        for row, request in zip(rows, batch.requests, strict=True):
-            for item in request.items:
+        for row in rows:
+            patches = []
+            for item in row.items():
                 if isinstance(item, vlm_ci.Text):
                     row.text(item.tokens, IMAGE_ID)  # ids below IMAGE_ID
                 else:
                     tokens = self.envelope.geometry.visual_tokens(item)
                     row.placeholders(IMAGE_ID, tokens, encoding.IMAGE)
-            patches = sign * row.pixels(row.ids.count(IMAGE_ID), 3 * PATCH**2)
-            prompts.append({"ids": row.ids, "patches": patches.tolist()})
+                    patches += (sign * row.pixels(tokens, 3 * PATCH**2)).tolist()
+            prompts.append({"ids": row.ids, "patches": patches})
         answers = self._ask(call="run", compiled=compiled, prompts=prompts)["answers"]
         # One answer for each prompt, as long as the prompt; vlm_ci wants one tensor, padded.
         kinds = encoding.pack(rows, batch, pad_id=0).token_kinds

@@ -39,16 +39,16 @@ class InternVL:
     def encode(self, config, batch, *, device, dtype):
         """Turn a batch into the keyword arguments of the model's forward.
 
-        A row draws its ids and pixels from a stream that the batch seeds, so that the same batch
-        always gives the same values, and it notes what stands at each position.
+        A row draws the ids and pixels of each item from a stream that its seed begins, so that the
+        same item always has the same values, and it notes what stands at each position.
         """
         image_id = config["image_token_id"]
         side = config["vision_config"]["image_size"][0]
         tokens = self.geometry(config).tokens_per_image
         images = []
         rows = encoding.start_rows(batch)
-        for row, request in zip(rows, batch.requests, strict=True):
-            for item in request.items:
+        for row in rows:
+            for item in row.items():
                 if isinstance(item, vlm_ci.Text):
                     row.text(item.tokens, image_id)  # ids from 1 to image_id - 1
                 else:

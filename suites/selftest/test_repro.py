@@ -265,7 +265,7 @@ def test_what_cannot_be_rebuilt_has_a_reason(changes, note: str, tmp_path: Path)
 
 def test_a_configuration_that_transformers_refuses(tmp_path: Path, monkeypatch):
     config = {**MODEL.config, "text_config": {"model_type": "llama", "initializer_range": 1e30}}
-    monkeypatch.setitem(globals(), "MODEL", replace(MODEL, config=config))
+    monkeypatch.setattr("repros.MODEL", replace(MODEL, config=config))
     made = repro.write(file_of(failure_of("recompile")), tmp_path)
     assert made.path is None
     assert made.note.startswith("transformers cannot build small-llava without weights: ")
@@ -334,7 +334,7 @@ def test_logits_that_are_not_finite(tmp_path: Path, without_vlm_ci, monkeypatch)
     """The root of a negative number is NaN in both twins; the eager one is named."""
     text = {**MODEL.config["text_config"], "rms_norm_eps": -1e9}
     model = replace(MODEL, config={**MODEL.config, "text_config": text})
-    monkeypatch.setitem(globals(), "MODEL", model)
+    monkeypatch.setattr("repros.MODEL", model)
     made = run(file_of(failure_of("nonfinite", "eager")), tmp_path)
     assert made.reproduced, made
     assert made.output == "the eager logits hold NaN or Inf\n"
@@ -382,7 +382,7 @@ def test_a_crash(tmp_path: Path, without_vlm_ci):
     """A prompt longer than the image processor's placeholders allow: transformers raises."""
     config = {**MODEL.config, "image_token_id": 600}  # outside of the vocabulary
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(globals(), "MODEL", replace(MODEL, config=config))
+        patch.setattr("repros.MODEL", replace(MODEL, config=config))
         failure = failure_of("crash", "the eager twin IndexError", traffic=session(WARM))
         made = run(file_of(failure), tmp_path)
     assert made.reproduced, made

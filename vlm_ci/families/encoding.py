@@ -8,22 +8,29 @@ from typing import TYPE_CHECKING
 import torch
 
 from vlm_ci.families.base import IMAGE, PADDING, TEXT, VIDEO
+from vlm_ci.traffic.spec import Batch, Item, item_seed
 
 if TYPE_CHECKING:
-    from vlm_ci.traffic.spec import Batch
-
-# The requests of a batch draw from separate streams, so that one request's values do not depend
-# on what stands before it in the batch.
-_STREAM_STEP = 1_000_003
+    from collections.abc import Iterator
 
 
 @dataclass(slots=True)
 class Row:
-    """One request under construction: token ids and what each position holds."""
+    """One request under construction: token ids and what each position holds.
+
+    ``generator`` draws the content; ``items`` sets it to the stream of each item in turn.
+    """
 
     generator: torch.Generator
+    contents: tuple[tuple[Item, int], ...]
     ids: list[int] = field(default_factory=list)
     kinds: list[int] = field(default_factory=list)
+
+    def items(self) -> Iterator[Item]:
+        """Yield the request's items, in order; what is drawn until the next one is its content."""
+        for item, seed in self.contents:
+            self.generator.manual_seed(seed)
+            yield item
 
     def text(self, tokens: int, vocabulary: int) -> None:
         """Append random ordinary tokens, ids 1 to ``vocabulary`` - 1."""
@@ -47,10 +54,15 @@ class Row:
 
 
 def start_rows(batch: Batch) -> list[Row]:
-    """Return an empty row for each request, each with a random stream of its own."""
+    """Return an empty row for each request, with the seeds of its items."""
     return [
-        Row(torch.Generator().manual_seed(batch.seed * _STREAM_STEP + index))
-        for index in range(len(batch.requests))
+        Row(
+            torch.Generator().manual_seed(item_seed(batch, index, 0)),
+            tuple(
+                (item, item_seed(batch, index, place)) for place, item in enumerate(request.items)
+            ),
+        )
+        for index, request in enumerate(batch.requests)
     ]
 
 
@@ -65,8 +77,11 @@ class Packed:
 
 
 def pack(rows: list[Row], batch: Batch, *, pad_id: int) -> Packed:
-    """Pad the rows of a batch to one length, on the side that the batch names."""
-    length = max(len(row.ids) for row in rows)
+    """Pad the rows of a batch to one length, on the side that the batch names.
+
+    That is the longest row's length, and ``Batch.extra_padding`` more.
+    """
+    length = max(len(row.ids) for row in rows) + batch.extra_padding
     ids, kinds = [], []
     for row in rows:
         fill = length - len(row.ids)

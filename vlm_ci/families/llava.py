@@ -50,8 +50,8 @@ class Llava:
         tokens = self.geometry(config).tokens_per_image
         images = []
         rows = encoding.start_rows(batch)
-        for row, request in zip(rows, batch.requests, strict=True):
-            for item in request.items:
+        for row in rows:
+            for item in row.items():
                 if isinstance(item, Text):
                     row.text(item.tokens, token_id)
                     continue

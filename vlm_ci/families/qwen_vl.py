@@ -83,8 +83,8 @@ def encode(
     patches: dict[int, list[torch.Tensor]] = {IMAGE: [], VIDEO: []}
     grids: dict[int, list[list[int]]] = {IMAGE: [], VIDEO: []}
     rows = encoding.start_rows(batch)
-    for row, request in zip(rows, batch.requests, strict=True):
-        for item in request.items:
+    for row in rows:
+        for item in row.items():
             if isinstance(item, Text):
                 row.text(item.tokens, ordinary(config))
                 continue

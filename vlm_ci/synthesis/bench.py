@@ -14,7 +14,7 @@ from vlm_ci.errors import UsageError
 from vlm_ci.failures import finding
 from vlm_ci.targets.answers import checked
 from vlm_ci.warmup import MAX_ROUNDS, increase
-from vlm_ci.watch import internals
+from vlm_ci.watch import internals, state
 from vlm_ci.watch.events import region_class
 from vlm_ci.watch.explain import explain
 from vlm_ci.watch.watcher import Watcher
@@ -185,7 +185,7 @@ class Bench:
         watcher = self._enter("strict")
         before, first = self.target.stats(), len(watcher.events)
         crash: Exception | None = None
-        with internals.preserving_state():
+        with state.preserving_state():
             try:
                 with internals.strict():
                     self.target.run_compiled(batch)

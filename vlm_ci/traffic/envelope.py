@@ -167,8 +167,8 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return sum(self.geometry.positions(item) for item in request.items)
 
     def padded_length(self, batch: Batch) -> int:
-        """Return the length of the batch's longest row."""
-        return max(self.row_tokens(request) for request in batch.requests)
+        """Return the length to which the rows of a batch are padded."""
+        return max(map(self.row_tokens, batch.requests)) + batch.extra_padding
 
     def violation(self, batch: Batch) -> str | None:
         """Say in words why this deployment would not accept ``batch``; None where it would."""

@@ -28,42 +28,85 @@ TRAFFIC_SCHEMA = "vlm-ci/traffic/1"
 MAX_SEED = 2**32 - 1
 
 AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
+Seed = Annotated[int, msgspec.Meta(ge=0, le=MAX_SEED)]
 
 
-class Text(msgspec.Struct, frozen=True, tag_field="kind", tag="text", forbid_unknown_fields=True):
-    """A run of ``tokens`` ordinary text tokens."""
+class Text(
+    msgspec.Struct,
+    frozen=True,
+    tag_field="kind",
+    tag="text",
+    forbid_unknown_fields=True,
+    repr_omit_defaults=True,
+    omit_defaults=True,
+):
+    """A run of ``tokens`` ordinary text tokens.
+
+    ``seed``, of this item as of the others, fixes its content wherever it stands; without one the
+    content follows from the batch's seed and the item's place (``item_seed``).
+    """
 
     tokens: AtLeastOne
+    seed: Seed | None = None
 
     def __post_init__(self) -> None:
+        _check_seed("Text.seed", self.seed)
         check_int("Text.tokens", self.tokens, minimum=1)
 
 
-class Image(msgspec.Struct, frozen=True, tag_field="kind", tag="image", forbid_unknown_fields=True):
+class Image(
+    msgspec.Struct,
+    frozen=True,
+    tag_field="kind",
+    tag="image",
+    forbid_unknown_fields=True,
+    repr_omit_defaults=True,
+    omit_defaults=True,
+):
     """One image of ``height`` × ``width`` pixels."""
 
     height: AtLeastOne
     width: AtLeastOne
+    seed: Seed | None = None
 
     def __post_init__(self) -> None:
+        _check_seed("Image.seed", self.seed)
         check_int("Image.height", self.height, minimum=1)
         check_int("Image.width", self.width, minimum=1)
 
 
-class Video(msgspec.Struct, frozen=True, tag_field="kind", tag="video", forbid_unknown_fields=True):
+class Video(
+    msgspec.Struct,
+    frozen=True,
+    tag_field="kind",
+    tag="video",
+    forbid_unknown_fields=True,
+    repr_omit_defaults=True,
+    omit_defaults=True,
+):
     """One video of ``frames`` frames, each of ``height`` × ``width`` pixels."""
 
     frames: AtLeastOne
     height: AtLeastOne
     width: AtLeastOne
+    seed: Seed | None = None
 
     def __post_init__(self) -> None:
+        _check_seed("Video.seed", self.seed)
         check_int("Video.frames", self.frames, minimum=1)
         check_int("Video.height", self.height, minimum=1)
         check_int("Video.width", self.width, minimum=1)
 
 
 Item = Text | Image | Video
+
+
+def _check_seed(name: str, seed: object) -> None:
+    if seed is None:
+        return
+    check_int(name, seed, minimum=0)
+    if seed > MAX_SEED:  # type: ignore[operator]
+        raise ValueError(f"{name} must be at most {MAX_SEED}, not {seed}")
 
 
 def _check_members(where: str, members: object, kinds: tuple[type, ...], names: str) -> None:
@@ -92,19 +135,20 @@ class Batch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, repr_omit_d
     """Requests that go through the model in one forward.
 
     ``seed`` determines token ids and pixels; ``padding`` is the side on which shorter rows are
-    padded; ``context`` is what surrounds the forward (see ``CONTEXTS``).
+    padded; ``context`` is what surrounds the forward (see ``CONTEXTS``). ``extra_padding`` is by
+    how many positions every row is padded beyond the longest one, as an engine pads to a bucket.
     """
 
     requests: tuple[Request, ...]
-    seed: Annotated[int, msgspec.Meta(ge=0, le=MAX_SEED)] = 0
+    seed: Seed = 0
     padding: str = "left"
     context: str = "inference_mode"
+    extra_padding: Annotated[int, msgspec.Meta(ge=0)] = 0
 
     def __post_init__(self) -> None:
         _check_members("Batch.requests", self.requests, (Request,), "Request")
-        check_int("Batch.seed", self.seed, minimum=0)
-        if self.seed > MAX_SEED:
-            raise ValueError(f"Batch.seed must be at most {MAX_SEED}, not {self.seed}")
+        _check_seed("Batch.seed", self.seed)
+        check_int("Batch.extra_padding", self.extra_padding, minimum=0)
         check_choice("Batch.padding", self.padding, PADDING_SIDES)
         check_choice("Batch.context", self.context, CONTEXTS)
         # The repr leaves defaults out where they are the same object: after decoding they are not.
@@ -139,6 +183,32 @@ class Session(msgspec.Struct, frozen=True, forbid_unknown_fields=True, repr_omit
 def kind_of(item: Item) -> str:
     """Return "text", "image" or "video"."""
     return "text" if isinstance(item, Text) else "image" if isinstance(item, Image) else "video"
+
+
+def item_seed(batch: Batch, request: int, item: int) -> int:
+    """Return the seed of an item's content: its own, or the one that its place gives it.
+
+    The items of a batch draw from separate streams, so that the content of one does not depend on
+    what stands before it.
+    """
+    own = batch.requests[request].items[item].seed
+    if own is not None:
+        return own
+    return (batch.seed * 7_919 + request * 10_007 + item) * 1_000_003 % (MAX_SEED + 1)
+
+
+def pinned(batch: Batch) -> Batch:
+    """Return the same batch with every item's seed written out, so that items can be moved."""
+    requests = tuple(
+        Request(
+            tuple(
+                msgspec.structs.replace(item, seed=item_seed(batch, row, column))
+                for column, item in enumerate(request.items)
+            )
+        )
+        for row, request in enumerate(batch.requests)
+    )
+    return msgspec.structs.replace(batch, requests=requests)
 
 
 def batch(

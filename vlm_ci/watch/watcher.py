@@ -56,7 +56,7 @@ class Watcher:
         self.region_executed = self._executed.append
         self.warm: dict[str, list[Signature]] = {}  # signatures by region class, from warm-up
         self._calls: list[tuple[Any, ...]] = []  # the fields of each Call
-        self._wrappers: set[CodeType] = set()
+        self._wrapper: CodeType | None = None  # the code that all wrappers of `observe` share
         self._refused: list[tuple[internals.Refusal, Signature | None, str]] = []
         self._lock = threading.RLock()
         self._stack = ExitStack()
@@ -167,7 +167,7 @@ class Watcher:
                 finally:
                     self._calls.append((name, len(executed) - before, *signed))
 
-            self._wrappers.add(call.__code__)
+            self._wrapper = call.__code__
             return wraps(compiled)(call)
 
         return wrap
@@ -178,7 +178,7 @@ class Watcher:
         Its arguments are read from the frame of its wrapper, which keeps nothing by itself.
         """
         frame: FrameType | None = sys._getframe(1)
-        while frame is not None and frame.f_code not in self._wrappers:
+        while frame is not None and frame.f_code is not self._wrapper:
             frame = frame.f_back
         if frame is None:
             return "", None
