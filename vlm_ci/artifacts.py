@@ -18,6 +18,7 @@ import msgspec
 from vlm_ci.errors import UsageError
 from vlm_ci.evidence import FailureFile
 from vlm_ci.failures import Failure, identity, render
+from vlm_ci.picture import STRIP, strip_svg
 from vlm_ci.result import Result
 from vlm_ci.traffic.files import pretty
 
@@ -114,7 +115,7 @@ class ResultsFolder:
         self._last = now
         for failure in placed if final else new:
             self._write_failure(failure, events if final else events[-200:])
-        _write(self.out / RESULT, pretty(msgspec.structs.replace(result, failures=placed)))
+        self._write_result(result, placed)
         if final:
             result.failures = placed
             self._remove_others(placed)
@@ -166,7 +167,22 @@ class ResultsFolder:
         result.failures = list(failures)
         for failure in failures:
             self._write_failure(failure, None)
-        _write(self.out / RESULT, pretty(result))
+        self._write_result(result, failures)
+
+    def _write_result(self, result: Result, failures: Sequence[Failure]) -> None:
+        """Write result.json, without pictures: those are numbers by the thousand, and each lies in
+        its failure's folder."""
+        brief = msgspec.structs.replace(
+            result,
+            failures=[msgspec.structs.replace(one, picture=None) for one in failures],
+            tolerated=[
+                msgspec.structs.replace(
+                    one, failure=msgspec.structs.replace(one.failure, picture=None)
+                )
+                for one in result.tolerated
+            ],
+        )
+        _write(self.out / RESULT, pretty(brief))
 
     def file_of(self, failure: Failure) -> FailureFile:
         """Return the failure file of a failure that was saved."""
@@ -185,6 +201,8 @@ class ResultsFolder:
                 folder / "events.jsonl",
                 b"".join(msgspec.json.encode(event) + b"\n" for event in events),
             )
+        if failure.picture is not None:
+            _write(folder / STRIP, strip_svg(failure.picture).encode())
         geometry = file.envelope.geometry if file.envelope is not None else None
         text = render(failure, out=str(self.out), geometry=geometry, replayable=file.loadable)
         _write(folder / "evidence.txt", (text + "\n").encode())

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vlm_ci.parity.canary import CanaryResult
-    from vlm_ci.parity.comparison import Comparison
+    from vlm_ci.parity.relations import Violation
     from vlm_ci.stalls import Stall
     from vlm_ci.warmup import WarmupReport
     from vlm_ci.watch.events import Event
@@ -265,19 +265,82 @@ def is_late(failure: Failure) -> bool:
     return failure.key.split(" ")[0] in LATE
 
 
+def nonfinite(twin: str, location: dict[str, Any], served: tuple[Batch, ...]) -> Failure:
+    """The logits of a twin, "eager" or "compiled", hold NaN or Inf."""
+    return Failure(
+        kind="nonfinite",
+        cause=f"the {twin} logits hold NaN or Inf at request {location['request']}, token "
+        f"{location['token']} ({location['modality']})",
+        advice="look for a row that is masked as a whole, or an overflow in this type",
+        key=twin,
+        location=location,
+        traffic=Session(served),
+    )
+
+
+def broken_relation(found: Violation, served: tuple[Batch, ...]) -> Failure:
+    """A metamorphic relation does not hold for the compiled twin."""
+    return Failure(
+        kind="mismatch",
+        cause=found.text,
+        advice="no eager baseline is needed to see this, and eager may have the fault too: look "
+        "for what reaches from one row, place or batch to another",
+        key=f"relation {found.relation}",
+        location={
+            "relation": found.relation,
+            "request": found.request,
+            "token": found.token,
+            "modality": found.modality,
+        },
+        traffic=Session(served),
+        note=f"set beside {', then '.join(map(repr, found.batches))}",
+    )
+
+
+def no_reference(text: str, served: tuple[Batch, ...]) -> Failure:
+    """Eager is further from its higher-precision reference than rounding explains."""
+    return Failure(
+        kind="vacuous",
+        cause=text,
+        advice="eager and the reference do not compute the same thing, so that their difference "
+        "is no measure of rounding: look for code that depends on the type, or judge with "
+        "--reference none",
+        key="eager is far from its reference",
+        traffic=Session(served),
+    )
+
+
+_COMPILER = (
+    "nothing was compiled again: the code that {} makes of this graph computes something else than "
+    "the graph; reduce it to that graph and report it to PyTorch"
+)
+# By the stage at fault (see vlm_ci.parity.localisation).
+MISMATCH_ADVICE = {
+    "model code": "no compiler is at fault: the Python of the compiled twin computes something "
+    "else than eager's, also where nothing is compiled. Compare the two at the module named",
+    "Dynamo": "nothing was compiled again: the graph that Dynamo captured computes something else "
+    "than the Python code. Look for torch.compiler.is_compiling() and for values that were "
+    "constants when it was captured",
+    "AOTAutograd": _COMPILER.format("AOTAutograd"),
+    "Inductor": _COMPILER.format("Inductor"),
+    "AOTAutograd or Inductor": _COMPILER.format("AOTAutograd or Inductor"),
+}
+
+
 def mismatch(
-    cause: str, key: str, comparison: Comparison | None, served: tuple[Batch, ...]
+    cause: str,
+    key: str,
+    served: tuple[Batch, ...],
+    *,
+    location: dict[str, Any] | None = None,
 ) -> Failure:
-    """The compiled logits are not eager\'s."""
-    place = comparison.at if comparison else None
+    """The compiled logits are not eager's."""
     return Failure(
         kind="mismatch",
         cause=cause,
         advice="nothing was compiled again: the compiled code computes something else. Compare "
         "backends eager, aot_eager and inductor to see which stage does",
         key=key,
-        location={"request": place.request, "token": place.token, "modality": place.modality}
-        if place
-        else None,
+        location=location,
         traffic=Session(served),
     )

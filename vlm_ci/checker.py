@@ -15,9 +15,12 @@ from vlm_ci.errors import UsageError, check_int
 from vlm_ci.exploration import Explorer
 from vlm_ci.failures import Failure, Finding, identity
 from vlm_ci.listeners import Journal, Progress, Silent
+from vlm_ci.logits import note_judge
 from vlm_ci.parity.canary import apply_canary
-from vlm_ci.parity.comparison import TOLERANCES
+from vlm_ci.parity.judging import Judge
+from vlm_ci.parity.oracle import ReferenceError
 from vlm_ci.policies import Policies
+from vlm_ci.relating import Relations
 from vlm_ci.result import Result, Watched, tolerate, verdict
 from vlm_ci.strict import Step, StrictRunner
 from vlm_ci.targets.answers import checked
@@ -53,6 +56,8 @@ class CheckSettings:
     memory: Memory | None = None
     target: str | None = None
     policies: Policies = field(default_factory=Policies)
+    reference: str = "auto"
+    relations: tuple[str, ...] = ()
 
 
 def check(
@@ -132,9 +137,9 @@ class Checker:
             seed=settings.seed,
             warnings=environment.version_warnings(),
         )
-        self._tolerance = TOLERANCES[info.dtype]
-        self.result.parity.rtol = self._tolerance.rtol
-        self.result.parity.atol = self._tolerance.atol
+        self._judge = Judge(self.target, dtype=info.dtype, wanted=settings.reference)
+        note_judge(self._judge, self.result.parity)
+        self._relations: Relations | None = None
         # A target that does not say where it runs may run on the GPU, if there is one.
         known = hasattr(target, "info") or not torch.cuda.is_available()
         self._watcher = Watcher(info.device if known else "cuda")
@@ -194,8 +199,13 @@ class Checker:
             self.save()
             if warmed is not None:
                 self._apply_canary()
+                self._prove_reference()
                 self.save()
                 self.watcher.begin("strict")
+                if self.settings.relations:
+                    self._relations = Relations(
+                        self.target, self.watcher, self.settings.relations, self.result
+                    )
                 self.result.strict.refusing = self.target.capabilities.in_process
                 judge(
                     StrictRunner(
@@ -205,6 +215,8 @@ class Checker:
                         self.result,
                         records_calls=not self._own_watcher,
                         policies=self.settings.policies,
+                        judge=self._judge,
+                        relations=self._relations,
                     )
                 )
                 complete = True
@@ -290,13 +302,27 @@ class Checker:
                 "the target cannot perturb images, so nothing proves that they matter"
             )
             return
-        for outcome in apply_canary(self.target, self._tolerance):  # type: ignore[arg-type]
+        for outcome in apply_canary(self.target, self._judge.tolerance):  # type: ignore[arg-type]
             canary.applied += 1
             canary.moved += outcome.shows
             change = outcome.largest_change
             canary.changes[outcome.modality] = change if math.isfinite(change) else None
             if not outcome.shows:
                 self.result.failures.append(causes.blind(outcome))
+
+    def _prove_reference(self) -> None:
+        """Compare eager with its reference on a batch of each mix of modalities in the plan."""
+        seen: set[frozenset[str]] = set()
+        for batch in self.settings.plan.batches:
+            if batch.modalities in seen:
+                continue
+            seen.add(batch.modalities)
+            try:
+                self._judge.prove(batch)
+            except ReferenceError as error:
+                self.result.failures.append(causes.no_reference(str(error), (batch,)))
+                break
+        note_judge(self._judge, self.result.parity)
 
     def _search(self, runner: StrictRunner) -> None:
         settings = self.settings
@@ -339,6 +365,8 @@ class Checker:
         strict.compiles += seen["compile"]
         strict.refusals = seen["refusal"]
         self.result.watch = self._watched()
+        if self._relations is not None:
+            self._relations.close_books()
         sees = {kind for one in self.result.watch for kind in one.sees}
         if "graph-capture" in sees:
             strict.graph_captures = seen["graph-capture"]

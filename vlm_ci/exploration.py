@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from vlm_ci import causes
 from vlm_ci.failures import Failure, identity
+from vlm_ci.parity.localisation import localise
 from vlm_ci.result import Regions, Result
 from vlm_ci.search import Search
 from vlm_ci.traffic import corners
@@ -96,6 +98,7 @@ class Explorer:
         complete = False
         try:
             search.run(check_session, examples=examples, seed=seed, corpus=accepted)
+            self._localise(search)
             complete = True
         finally:
             strict.seconds += time.perf_counter() - started
@@ -121,6 +124,24 @@ class Explorer:
             if not target.capabilities.in_process:
                 strict.compiles += increase(at_start.compiles, at_end.compiles) or 0
         return found
+
+    def _localise(self, search: Search) -> None:
+        """Say of each mismatch where in the model it begins, and at which stage."""
+        for key, failure in search.best.items():
+            place = failure.location
+            if failure.kind != "mismatch" or not place or place.get("relation"):
+                continue
+            assert failure.traffic is not None
+            where = localise(
+                self._target, failure.traffic, int(place["request"]), int(place["token"])
+            )
+            told = {name: text for name, text in msgspec.to_builtins(where).items() if text}
+            search.best[key] = msgspec.structs.replace(
+                failure,
+                location={**place, **told},
+                advice=causes.MISMATCH_ADVICE.get(where.stage, failure.advice),
+            )
+            self._save()
 
     def _count(self, session: Session, *, example: bool) -> None:
         traffic = self._result.traffic

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from vlm_ci.picture import STRIP, Picture
 from vlm_ci.traffic import drawing
 from vlm_ci.traffic.spec import Session
 
@@ -54,8 +55,10 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     ``line`` is the user's line that gave rise to the guard; ``difference`` lists the aspects in
     which the refused call differs from the nearest warm-up call (path, aspect, warm, now);
     ``call`` shows all arguments of both calls side by side (path, now, warm); ``location`` is the
-    worst request, token and modality of a mismatch; ``path`` is the failure's folder, relative to
-    the result file; ``repro`` its standalone script, where one was asked for.
+    earliest wrong token of a mismatch (request, token, modality; worst_token) and, where they could
+    be told, the first ``module`` that diverges and the ``stage`` at fault, with a ``note``;
+    ``path`` is the failure's folder, relative to the result file; ``repro`` its standalone script,
+    where one was asked for; ``picture`` the error of each token, which result.json leaves out.
     """
 
     kind: str
@@ -73,6 +76,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     note: str = ""
     path: str = ""
     repro: Script | None = None
+    picture: Picture | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -126,11 +130,17 @@ def render(
         lines.append(_line("frame", failure.frame))
     if failure.location:
         place = failure.location
-        lines.append(
-            _line(
-                "worst at",
-                f"request {place['request']}, token {place['token']} ({place['modality']})",
-            )
+        worst = place.get("worst_token", place["token"])
+        more = f"; the worst is token {worst}" if worst != place["token"] else ""
+        lines += _block(
+            "place",
+            [
+                f"request {place['request']}, token {place['token']} ({place['modality']}){more}",
+                *([f"module {place['module']}"] if place.get("module") else []),
+                *([f"stage {place['stage']}"] if place.get("stage") else []),
+                *([f"graph {place['region']}"] if place.get("region") else []),
+                *textwrap.wrap(str(place.get("note", "")), 83),
+            ],
         )
     lines += _block("call", _side_by_side(failure.call))
     for index, guard in enumerate(failure.guards[:3]):
@@ -151,6 +161,8 @@ def render(
     if failure.path:
         place_of_it = f"{out}/{failure.path}" if out else failure.path
         lines.append(_line("evidence", place_of_it))
+        if failure.picture is not None:
+            lines.append(_line("picture", f"{place_of_it}/{STRIP}"))
         if replayable:
             lines.append(_line("replay", f"vlm-ci replay {shlex.quote(place_of_it)}"))
     if failure.repro is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 PROFILES = {"local": 100, "ci": 300, "nightly": 3000}
+REFERENCES = ("auto", "none")
 DEFAULT_TARGET = "qwen3-vl-tiny"
 DEFAULT_RECIPE = "decoder-layers"
 DEFAULT_OUT = "vlm-ci-out"
@@ -122,6 +123,18 @@ OPTIONS = (
         metavar="KIND=WHAT",
         help="what to do about a kind of finding: fail, warn, budget:N or off; several with "
         "commas between them (default: fail, and warn for graph-break, graph-skip and stall)",
+    ),
+    Option(
+        name="reference",
+        metavar="NAME",
+        help="what logits are judged by: auto, the target's higher-precision reference beside "
+        "eager, or none, a fixed tolerance, which is weaker (default auto)",
+    ),
+    Option(
+        name="relations",
+        metavar="NAMES",
+        help="metamorphic relations that each batch is judged by as well, one at a time: all, "
+        "none, or names with commas between them (default none; `vlm-ci targets` lists them)",
     ),
     Option(
         name="recompile-limit",

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 FIXED, FAILS, INTERRUPTED, BAD_INPUT = 0, 1, 2, 4
 REPRO_SECONDS = 300.0  # for all tries of one repro
 EXAMPLES = 20  # sessions for a failure that belongs to none
+# Recorded options that hold for targets of a user's own, which bring everything else.
+OF_ANY_TARGET = ("target", "warmup", "policy", "reference", "relations")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,6 +184,7 @@ class _Bench:
     ) -> int:
         from vlm_ci.checker import Checker, CheckSettings
         from vlm_ci.listeners import Silent
+        from vlm_ci.parity import relations
         from vlm_ci.policies import Policies
 
         file = recording.file
@@ -213,6 +216,8 @@ class _Bench:
                 target=settings.target,
                 examples=EXAMPLES,
                 policies=Policies(settings.policy),
+                reference=settings.reference,
+                relations=relations.parse(settings.relations),
             ),
             self._progress or Silent(),
             warmed=self._slot.take(target, plan),
@@ -295,6 +300,8 @@ def settings_of(recording: Recording, given: dict[str, Any]) -> Settings:
         "fullgraph": file.options.get("fullgraph"),
         "repaired": file.options.get("repaired"),
         "policy": _policy_text(recording),
+        "reference": file.options.get("reference"),
+        "relations": _relation(recording) or file.options.get("relations"),
     }
     if "dynamic" in file.options:
         value = file.options["dynamic"]
@@ -302,7 +309,7 @@ def settings_of(recording: Recording, given: dict[str, Any]) -> Settings:
             raise UsageError(f"dynamic in {recording.name} must be true, false or null")
         recorded["dynamic"] = dynamic[value]
     if is_factory(file.target):  # it brings all of this itself
-        recorded = {name: recorded[name] for name in ("target", "warmup", "policy")}
+        recorded = {name: recorded[name] for name in OF_ANY_TARGET}
     label = f"in {recording.name}"
     return Settings.from_layers(
         [
@@ -310,6 +317,12 @@ def settings_of(recording: Recording, given: dict[str, Any]) -> Settings:
             Layer(values=given),
         ]
     )
+
+
+def _relation(recording: Recording) -> str | None:
+    """Return the metamorphic relation that the recorded failure breaks."""
+    place = recording.failure.location if recording.failure is not None else None
+    return place.get("relation") if place else None
 
 
 def _policy_text(recording: Recording) -> str | None:

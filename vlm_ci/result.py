@@ -77,11 +77,13 @@ class Strict(msgspec.Struct, kw_only=True):
 class Worst(msgspec.Struct, kw_only=True):
     """The token that came nearest to a mismatch, or went furthest beyond it (ratio over 1).
 
-    ``ratio`` and ``error`` are None where the logits hold NaN or Inf.
+    ``ratio`` and ``error`` are None where the logits hold NaN or Inf; ``statistic`` names what
+    came nearest to its limit.
     """
 
     ratio: float | None
     error: float | None
+    statistic: str = ""
     request: int
     token: int
     modality: str
@@ -99,9 +101,20 @@ class Canary(msgspec.Struct, kw_only=True):
 
 
 class Parity(msgspec.Struct, kw_only=True):
-    """The comparison of compiled with eager logits."""
+    """The comparison of compiled with eager logits.
 
-    reference: str = "eager"
+    ``reference`` is the type of the higher-precision reference, or "none": then ``rtol`` and
+    ``atol`` decide, which is weaker, and ``weaker`` says why there is none. ``eager_error`` is
+    eager's largest error against it over a batch (relative, root mean square);
+    ``without_reference`` counts batches that it did not answer, so that the tolerance decided.
+    ``relations`` counts, for each metamorphic relation, how often it was judged.
+    """
+
+    reference: str = "none"
+    weaker: str = ""
+    eager_error: float | None = None
+    without_reference: int = 0
+    relations: dict[str, int] = {}
     rtol: float = 0.0
     atol: float = 0.0
     tokens_compared: int = 0

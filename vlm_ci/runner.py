@@ -49,6 +49,7 @@ def prepare(settings: Settings) -> Prepared:
     """
     from vlm_ci import bugs
     from vlm_ci.families.base import check_envelope
+    from vlm_ci.parity import relations
     from vlm_ci.targets import loading, models, recipes
     from vlm_ci.targets.backends import CompileOptions
 
@@ -60,6 +61,7 @@ def prepare(settings: Settings) -> Prepared:
         recompile_limit=settings.recompile_limit,
     )
     recipes.load(settings.recipe)
+    relations.parse(settings.relations)
     loading.resolve_dtype(settings.dtype)
     loading.resolve_device(settings.device)
     if loading.is_factory(settings.target):
@@ -95,8 +97,9 @@ def build_target(settings: Settings, *, envelope: Envelope | None = None) -> Tar
     from vlm_ci import bugs
     from vlm_ci.targets.loading import load_target
 
-    mutate = None
+    mutate, in_both = None, False
     if settings.bug is not None:
+        in_both = bugs.find(settings.bug).in_both
         mutate = bugs.change(settings.bug, repaired=settings.repaired)
     return load_target(
         settings.target,
@@ -110,6 +113,7 @@ def build_target(settings: Settings, *, envelope: Envelope | None = None) -> Tar
         dtype=settings.dtype,
         envelope=envelope or prepare(settings).envelope,
         mutate=mutate,
+        in_both=in_both,
     )
 
 
@@ -263,6 +267,7 @@ def _check_settings(
     settings: Settings, target: Target, plan: Plan, *, name: str | None, command: str = "run"
 ) -> CheckSettings:
     from vlm_ci.checker import CheckSettings
+    from vlm_ci.parity import relations
 
     return CheckSettings(
         examples=settings.examples,
@@ -273,6 +278,8 @@ def _check_settings(
         memory=_memory(settings, name or target.name),
         target=name,
         policies=Policies(settings.policy),
+        reference=settings.reference,
+        relations=relations.parse(settings.relations),
     )
 
 
@@ -293,6 +300,7 @@ def _open_books(
     if settings.bug is not None:
         result.options["bug"] = settings.bug
         result.options["repaired"] = settings.repaired
+    result.options |= {"reference": settings.reference, "relations": settings.relations}
     if settings.policy:
         result.options["policy"] = dict(settings.policy)
     result.warnings += ignored

@@ -17,6 +17,7 @@ from vlm_ci.options import (
     DEFAULT_TARGET,
     OPTIONS,
     PROFILES,
+    REFERENCES,
     Option,
 )
 
@@ -72,6 +73,8 @@ class Settings:
     mode: str | None = None
     fullgraph: bool = False
     policy: Mapping[str, str] = field(default_factory=dict)
+    reference: str = "auto"
+    relations: str = "none"
     recompile_limit: int | None = None
 
     @classmethod
@@ -134,6 +137,7 @@ def _brought(given: dict[str, Any]) -> dict[str, Any]:
         bug = bugs.find(given["bug"])
         brought |= {"target": bug.target, "recipe": bug.recipe, "warmup": bug.warmup}
         brought |= {"device": "cuda"} if bug.gpu else {}
+        brought |= {"relations": bug.relation} if bug.relation and bug.in_both else {}
         brought |= bug.options
     return brought | given
 
@@ -179,6 +183,8 @@ def _value(option: Option, name: str, value: Any, folder: Path | None) -> Any:
         return DYNAMIC[value]
     if field == "policy":
         return policies.parse(value, name)
+    if field == "reference" and value not in REFERENCES:
+        raise unknown_name(f"value for {name}", value, REFERENCES)
     if field == "database" and value == "none":
         return None
     if field == "warmup":

@@ -6,7 +6,6 @@ can swallow it.
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from contextlib import nullcontext
@@ -15,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_ci import causes, stalls
 from vlm_ci.failures import Failure, Finding, finding, identity
-from vlm_ci.parity.comparison import TOLERANCES, Comparison, compare
+from vlm_ci.logits import Logits
+from vlm_ci.parity.judging import Judge
 from vlm_ci.policies import Policies
-from vlm_ci.result import Result, Worst, tolerate
+from vlm_ci.result import Result, tolerate
 from vlm_ci.traffic.spec import Batch, Session
 from vlm_ci.warmup import WarmupReport, batch_class, increase
 from vlm_ci.watch import internals, state
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
+    from vlm_ci.parity.comparison import Comparison
+    from vlm_ci.relating import Relations
     from vlm_ci.targets.protocol import Output, Target
     from vlm_ci.watch.signatures import Signature
     from vlm_ci.watch.watcher import Call, Watcher
@@ -68,17 +70,19 @@ class StrictRunner:
         *,
         records_calls: bool,
         policies: Policies | None = None,
+        judge: Judge | None = None,
+        relations: Relations | None = None,
     ) -> None:
         self.target = target
         self.watcher = watcher
         self.result = result
-        self.tolerance = TOLERANCES[result.options["dtype"]]
+        judge = judge or Judge(target, dtype=str(result.options["dtype"]))
+        self.logits = Logits(judge, result.parity, target.envelope.geometry)
         self.regions: list[int] = []
         self.called = False
         self.on_step: Callable[[Step], None] | None = None
-        self._comparison: Comparison | None = None
+        self._relations = relations
         self._executed: int | None = None  # compiled regions in this step
-        self._worst_ratio = -1.0
         self._warmed = warmed
         self._records_calls = records_calls
         self.policies = policies or Policies()
@@ -111,7 +115,7 @@ class StrictRunner:
     def _run_aloud(
         self, batch: Batch, served: tuple[Batch, ...], say: Callable[[Step], None]
     ) -> None:
-        self._comparison = self._executed = None
+        self.logits.comparison = self._executed = None
         try:
             self._run_strictly(batch, served)
         finally:
@@ -121,7 +125,7 @@ class StrictRunner:
                     calls=self.watcher.calls,
                     refusals=self.watcher.refusals,
                     regions=self._executed,
-                    comparison=self._comparison,
+                    comparison=self.logits.comparison,
                 )
             )
 
@@ -164,16 +168,29 @@ class StrictRunner:
             spent = _increase(before.forward_seconds, after.forward_seconds)
             self._judge_stall(batch, elapsed if spent is None else spent, served)
         assert output is not None
-        if not self.compares:
-            return
+        if self.compares:
+            self._compare(batch, output, served, elapsed, before.forward_seconds is None)
+        if self._relations is not None:
+            for failure in self._relations.broken_by(batch, output, served):
+                self._found(failure)
+
+    def _compare(
+        self,
+        batch: Batch,
+        output: Output,
+        served: tuple[Batch, ...],
+        elapsed: float,
+        untimed: bool,
+    ) -> None:
+        """Judge the logits; ``untimed`` says that the target does not time its forwards itself."""
         started = time.perf_counter()
         try:
             expected = self.target.run_eager(batch)
         except Exception as error:
             self._found(causes.crash("the eager twin", error, served), error)
             return
-        if before.forward_seconds is None:
-            strict.forward_seconds += elapsed + time.perf_counter() - started
+        if untimed:
+            self.result.strict.forward_seconds += elapsed + time.perf_counter() - started
         self._judge_logits(output, expected, served)
 
     def _found(self, failure: Failure, error: BaseException | None = None) -> None:
@@ -307,58 +324,10 @@ class StrictRunner:
         )
 
     def _judge_logits(self, output: Output, expected: Output, served: tuple[Batch, ...]) -> None:
-        try:
-            comparison = compare(output, expected, self.tolerance)
-        except ValueError as error:
-            self._found(causes.mismatch(str(error), "shape", None, served), error)
-            return
-        self._comparison = comparison
-        parity = self.result.parity
-        parity.tokens_compared += comparison.tokens
-        if comparison.ratio > self._worst_ratio:
-            self._worst_ratio, parity.worst = comparison.ratio, _worst(comparison)
-        if comparison.passes:
-            return
-        place = comparison.at
-        assert place is not None
-        where = f"request {place.request}, token {place.token} ({place.modality})"
-        if comparison.nonfinite:
-            self._found(
-                Failure(
-                    kind="nonfinite",
-                    cause=f"the {comparison.nonfinite} logits hold NaN or Inf at {where}",
-                    advice="look for a row that is masked as a whole, or an overflow in this type",
-                    key=comparison.nonfinite,
-                    location={
-                        "request": place.request,
-                        "token": place.token,
-                        "modality": place.modality,
-                    },
-                    traffic=Session(served),
-                )
-            )
-            return
-        self._found(
-            causes.mismatch(
-                f"compiled logits differ from eager by {comparison.error:.3g} at {where}, "
-                f"{comparison.ratio:.3g} times what {self.result.options['dtype']} allows",
-                "logits",
-                comparison,
-                served,
-            )
-        )
+        failure = self.logits.look(output, expected, served)
+        if failure is not None:
+            self._found(failure)
 
 
 def _increase(before: float | None, after: float | None) -> float | None:
     return None if before is None or after is None else after - before
-
-
-def _worst(comparison: Comparison) -> Worst:
-    assert comparison.at is not None
-    return Worst(
-        ratio=comparison.ratio if math.isfinite(comparison.ratio) else None,
-        error=comparison.error if math.isfinite(comparison.error) else None,
-        request=comparison.at.request,
-        token=comparison.at.token,
-        modality=comparison.at.modality,
-    )

@@ -8,21 +8,32 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import msgspec
 import pytest
 
 from vlm_ci import bugs, runner
+from vlm_ci.families.base import PADDING
 from vlm_ci.settings import Settings
+from vlm_ci.targets.loading import load_target
 from vlm_ci.traffic.files import read_traffic
-from vlm_ci.traffic.spec import Image, Video, batch, session
+from vlm_ci.traffic.spec import Image, Text, Video, batch, session
 
-NAMES = [bug.name for bug in bugs.all_bugs() if not bug.gpu]
+# What only a relation between answers shows is in test_relations.py.
+NAMES = [bug.name for bug in bugs.all_bugs() if not bug.gpu and not bug.relation]
 GPU_NAMES = [bug.name for bug in bugs.all_bugs() if bug.gpu]
+VALUE_NAMES = [name for name in NAMES if bugs.first(name) is not None]
 
 # Failures that a bug causes besides the one that it is listed with.
 ALSO = {"silent-limit": {"limit-hit"}}
-# Bugs that a single request does not show: warm-up's code for one row was compiled second, when
-# Dynamo had seen both sizes vary, and has a symbol for each.
-REQUESTS = {"duck-shape": 2}
+# Bugs that a single request does not show. Of duck-shape: warm-up's code for one row was compiled
+# second, when Dynamo had seen both sizes vary, and has a symbol for each.
+REQUESTS = {
+    "batch-mate-leak": 2,
+    "duck-shape": 2,
+    "mask-by-shape": 2,
+    "padding-leak": 2,
+    "swapped-images": 2,
+}
 # Bugs with which Dynamo takes up no frame at all, so that nothing starts to compile.
 NEVER_COMPILES = {"sequential-compile"}
 
@@ -42,19 +53,30 @@ def test_the_bugs_that_the_project_promises_are_there():
     assert set(NAMES) >= {
         "another-thread",
         "autocast",
+        "batch-mate-leak",
+        "bfloat16-accumulation",
         "deepstack-kwarg",
+        "deepstack-shift",
         "dropped-image",
         "duck-shape",
+        "features-by-grid",
         "grad-mode-flip",
         "inference-mode-inputs",
+        "last-frame-dropped",
+        "mask-by-shape",
+        "mask-off-by-one",
         "new-frame",
+        "padding-leak",
         "per-call-integer",
+        "second-image-positions",
         "sequential-compile",
         "silent-limit",
         "skipped-frame",
         "sliced-view",
+        "sliding-window-off-by-one",
         "static-size",
         "swallowed-exception",
+        "swapped-images",
         "video-only-keyword",
         "warmup-none",
         "zero-one-specialisation",
@@ -72,6 +94,7 @@ BY_DAY = {
     "dropped-image",
     "sequential-compile",
     "skipped-frame",
+    "sliding-window-off-by-one",
     "static-size",
     "swallowed-exception",
     "video-only-keyword",
@@ -131,6 +154,83 @@ def test_a_planted_bug_is_found(name: str, tmp_path: Path, repository: Path):
     if name == "dropped-image":
         assert set(failure.traffic.batches[0].items()) == {Image(8, 8), Video(1, 8, 8)}
         assert failure.location is not None
+
+
+# The smallest traffic that shows a fault of values, where there is only one.
+SMALLEST = {
+    "batch-mate-leak": batch(Text(1), Text(1)),
+    "bfloat16-accumulation": batch(Text(1)),
+    "deepstack-shift": batch(Image(8, 8)),
+    "features-by-grid": batch([Image(8, 8), Image(8, 8)]),
+    "last-frame-dropped": batch(Video(3, 8, 8)),
+    "mask-off-by-one": batch(Text(2)),
+    "second-image-positions": batch([Image(8, 8), Image(8, 8)]),
+    "sliding-window-off-by-one": batch(Text(9)),
+    "swapped-images": batch(Image(8, 8), Image(8, 8)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", VALUE_NAMES)
+def test_a_fault_of_values_is_found_from_any_seed(name: str, tmp_path: Path):
+    given = {"bug": name, "out": str(tmp_path), "examples": 50, "database": "none"}
+    target = runner.build_target(Settings.from_mapping(given))
+    try:
+        for seed in range(5):
+            (failure,) = runner.run(Settings.from_mapping({**given, "seed": seed}), target).failures
+            assert failure.kind == "mismatch"
+            assert not failure.note
+            assert failure.traffic is not None
+            if name in SMALLEST:
+                assert failure.traffic == session(SMALLEST[name])
+    finally:
+        target.close()
+
+
+# Text, images and videos; ragged and equal rows on either side; equal grids, within a request and
+# across requests; rows shorter and longer than a window.
+SERVED = (
+    batch(Text(1)),
+    batch([Text(9)], [Text(9)], [Text(9)]),
+    batch([Text(5), Image(16, 24), Text(3)], [Text(4)]),
+    batch([Text(4)], [Text(5), Image(16, 24), Image(8, 8), Text(3), Image(16, 24)], seed=3),
+    batch([Image(16, 24), Text(2)], [Image(24, 16)], [Text(3), Image(16, 24)], padding="right"),
+    batch([Video(5, 8, 16), Text(3)], [Text(2)], [Video(1, 8, 8)], seed=7),
+    batch(
+        [Text(3), Video(6, 8, 16), Video(6, 8, 16), Image(8, 16)],
+        [Video(2, 8, 8), Image(8, 8)],
+        padding="right",
+    ),
+    msgspec.structs.replace(batch([Text(20)], [Text(3)], [Text(11)]), extra_padding=3),
+)
+# Relative to the root mean square of a token's logits. Rounding stays below 3e-6; each fault moves
+# some logits of the batches that it reaches by 4e-3 or more.
+WRONG = 1e-4
+UNSAID = {"mask-by-shape"}  # what was served before decides where it begins
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", tiered(VALUE_NAMES, {"mask-off-by-one", "features-by-grid"}))
+def test_a_fault_of_values_begins_where_its_file_says(name: str):
+    bug, first = bugs.find(name), bugs.first(name)
+    assert bug.module
+    assert first is not None
+    target = load_target(bug.target, recipe=bug.recipe, mutate=bugs.change(name, repaired=False))
+    try:
+        assert bug.module in dict(target._compiled.named_modules())
+        begins = {}
+        for served in SERVED:
+            eager, compiled = target.run_eager(served), target.run_compiled(served)
+            scale = eager.logits.square().mean(dim=-1).sqrt()
+            error = (compiled.logits - eager.logits).abs().amax(dim=-1) / scale
+            wrong = ((error > WRONG) & (eager.token_kinds != PADDING)).nonzero().tolist()
+            begins[served] = tuple(wrong[0]) if wrong else None
+        assert any(begins.values())
+        if name not in UNSAID:
+            assert begins == {served: first(served, target.envelope.geometry) for served in SERVED}
+    finally:
+        target.close()
 
 
 TWINS = ("deepstack-kwarg",)  # the rest by night

@@ -25,6 +25,7 @@ CLEAN = [
 ]
 CLEAN_NIGHTLY = [
     ("qwen2.5-vl-tiny", "language-model", "eager"),
+    ("qwen2.5-vl-sliding-tiny", "decoder-layers", "eager"),
     ("llava-tiny", "language-model", "eager"),
     ("qwen3-vl-tiny", "decoder-layers", "aot_eager"),
     ("qwen3-vl-tiny", "decoder-layers", "inductor"),

@@ -9,7 +9,7 @@ import torch
 
 from vlm_ci.parity.comparison import TOLERANCES, compare
 from vlm_ci.targets.protocol import Output
-from vlm_ci.watch import internals, logs
+from vlm_ci.watch import logs, state
 from vlm_ci.watch.signatures import Binder, nearest
 from vlm_ci.watch.watcher import Watcher, region_class
 
@@ -132,7 +132,7 @@ def test_another_type_of_logits_is_an_error():
 
 def test_process_state_is_restored():
     before = torch.get_float32_matmul_precision(), torch.is_grad_enabled()
-    with internals.preserving_state():
+    with state.preserving_state():
         torch.set_float32_matmul_precision("medium")
         torch.set_grad_enabled(not before[1])
     assert (torch.get_float32_matmul_precision(), torch.is_grad_enabled()) == before

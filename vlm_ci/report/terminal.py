@@ -147,13 +147,18 @@ def _logits(result: Result) -> str:
     if parity.worst is None:
         return "none compared"
     worst = parity.worst
+    judged = (
+        f"eager, judged by {parity.reference}"
+        if parity.reference != "none"
+        else f"eager by a fixed tolerance, which is weaker ({parity.weaker})"
+    )
     if worst.ratio is None or worst.error is None:
         return (
-            f"{parity.tokens_compared} tokens compared with {parity.reference}; NaN or Inf at "
+            f"{parity.tokens_compared} tokens compared with {judged}; NaN or Inf at "
             f"request {worst.request}, token {worst.token} ({worst.modality})"
         )
     return (
-        f"{parity.tokens_compared} tokens compared with {parity.reference}; worst error "
+        f"{parity.tokens_compared} tokens compared with {judged}; worst error "
         f"{worst.error:.2g}, {worst.ratio:.2g} of what is allowed (request {worst.request}, token "
         f"{worst.token}, {worst.modality})"
     )

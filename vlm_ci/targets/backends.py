@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     import torch
 
+    from vlm_ci.targets.executions import Captured, Recorder
+
 BACKENDS = ("eager", "aot_eager", "inductor")
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
@@ -53,7 +55,8 @@ class CountingBackend:
     """A backend that numbers the graphs it compiles, from 1, and reports each execution of one.
 
     ``on_graph`` hears of a graph's number and of the place in the source where it begins, as
-    ``function (file:line)``; ``on_region`` hears of the number at each execution.
+    ``function (file:line)``; ``on_region`` hears of the number at each execution. ``graphs`` holds
+    each graph as it was captured; while ``recorder`` is set, it executes the regions.
     """
 
     def __init__(
@@ -63,23 +66,28 @@ class CountingBackend:
         on_graph: Callable[[int, str], None],
         on_region: Callable[[int], None],
     ) -> None:
-        self._compile = _resolve(options)
+        self._compile = resolve(options)
         self._on_graph = on_graph
         self._on_region = on_region
-        self._graphs = 0
+        self.graphs: dict[int, Captured] = {}
+        self.recorder: Recorder | None = None
         self.__name__ = options.backend
 
     def __call__(
         self, graph: torch.fx.GraphModule, example_inputs: Sequence[Any]
     ) -> Callable[..., Any]:
         """Compile one graph; the result counts its own executions."""
-        self._graphs += 1
-        number, on_region = self._graphs, self._on_region
-        self._on_graph(number, _place(graph))
+        from vlm_ci.targets.executions import Captured, keep  # here: it imports torch
+
+        number, on_region, place = len(self.graphs) + 1, self._on_region, _place(graph)
+        self.graphs[number] = Captured(graph=keep(graph), place=place)
+        self._on_graph(number, place)
         compiled = self._compile(graph, example_inputs)
 
         def region(*args: Any) -> Any:
             on_region(number)
+            if self.recorder is not None:
+                return self.recorder.execute(number, compiled, args)
             return compiled(*args)
 
         return region
@@ -98,7 +106,8 @@ def _place(graph: torch.fx.GraphModule) -> str:
     return ""
 
 
-def _resolve(options: CompileOptions) -> Callable[..., Callable[..., Any]]:
+def resolve(options: CompileOptions) -> Callable[..., Callable[..., Any]]:
+    """Return what compiles one graph, given example inputs."""
     if options.backend == "inductor":
         from torch._inductor import list_mode_options
         from torch._inductor.compile_fx import compile_fx

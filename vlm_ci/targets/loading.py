@@ -92,13 +92,15 @@ def load_target(
     dtype: str = "float32",
     envelope: Envelope | None = None,
     mutate: Mutate | None = None,
+    in_both: bool = False,
 ) -> Target:
     """Build a target: eager and compiled twins, the observers registered, nothing compiled yet.
 
     ``name`` is a tiny model (``qwen3-vl-tiny``), ``FAMILY:CHECKPOINT`` (a folder or a hub id),
     ``package.module:MODEL``, a ``vlm_ci.Model`` of the user's, or ``package.module:factory``, whose
     factory is called without arguments and returns an object with the Target protocol; the other
-    arguments do not apply to it. ``mutate(model)`` changes the compiled twin before it is compiled.
+    arguments do not apply to it. ``mutate(model)`` changes the compiled twin before it is compiled,
+    and the eager one too if ``in_both``.
 
     Dynamo's cache belongs to code objects, so that a second target of the same class would run on
     what the first one compiled. Therefore one target is alive at a time: close it first.
@@ -141,6 +143,7 @@ def load_target(
             dtype=torch_dtype,
             envelope=chosen,
             mutate=mutate,
+            in_both=in_both,
         )
     _take_charge(target)
     return target
