@@ -134,7 +134,7 @@ OPTIONS = (
         name="relations",
         metavar="NAMES",
         help="metamorphic relations that each batch is judged by as well, one at a time: all, "
-        "none, or names with commas between them (default none; `vlm-ci targets` lists them)",
+        "none, or names with commas between them (default none)",
     ),
     Option(
         name="recompile-limit",

@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 # corner (measured over 12 seeds: none missed; one run of 50 missed one or two in 4 of the 12).
 RUN_LENGTH = 10
 
+# Hypothesis may shrink for as long as a minute. It is stopped after so many seconds, but not before
+# so many sessions, which a slow target needs; ``shrink`` then goes on with what there is.
+SHRINK_SECONDS = 5.0
+SHRINK_SESSIONS = 60
+
 Check = Callable[[Session], None]
 
 
@@ -50,6 +55,7 @@ class Search:
     passed: list[Session] = field(default_factory=list)
     flaky: bool = False
     first_red: float | None = None  # time.perf_counter() of the first failing session
+    _since_red: int = 0  # sessions tried since then
 
     def run(
         self, check: Check, *, examples: int, seed: int, corpus: Sequence[Session] = ()
@@ -97,6 +103,8 @@ class Search:
         )
         @given(strategy)
         def explore(session: Session) -> None:
+            if self._shrunk_enough():
+                raise _Stopped
             try:
                 check(session)
             except Finding as found:
@@ -115,7 +123,8 @@ class Search:
         try:
             explore()
         except _Stopped:
-            raise stops[0] from None
+            if stops:
+                raise stops[0] from None
         except Finding:
             pass
         except FlakyFailure:
@@ -129,6 +138,14 @@ class Search:
             _, others = group.split(Finding)
             if others is not None:
                 raise
+
+    def _shrunk_enough(self) -> bool:
+        """Whether Hypothesis had its time since the first failing session."""
+        if self.first_red is None:
+            return False
+        self._since_red += 1
+        seconds = time.perf_counter() - self.first_red
+        return seconds > SHRINK_SECONDS and self._since_red > SHRINK_SESSIONS
 
     def _keep(self, failure: Failure) -> None:
         key = identity(failure)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from vlm_ci.traffic.envelope import Envelope
 
-TIME_LIMIT = 20.0  # seconds
+TIME_LIMIT = 6.0  # seconds for one failure
+LEAST_TRIED = 60  # sessions that are tried whatever the time: a slow target takes longer
 
 
 def complexity(session: Session) -> tuple[int, ...]:
@@ -52,15 +53,19 @@ def reduce(
     """Return the smallest session found for which ``fails`` still holds, within the envelope.
 
     Greedy: the first simpler session that still fails is taken, until none does or the time (in
-    seconds) is over.
+    seconds) is over and ``LEAST_TRIED`` were tried.
     """
     deadline = time.monotonic() + time_limit
     tried = {session}
+
+    def in_time() -> bool:
+        return time.monotonic() < deadline or len(tried) <= LEAST_TRIED
+
     improved = True
-    while improved and time.monotonic() < deadline:
+    while improved and in_time():
         improved = False
         for candidate in simpler(session, envelope):
-            if time.monotonic() >= deadline:
+            if not in_time():
                 break
             if candidate in tried or complexity(candidate) >= complexity(session):
                 continue

@@ -29,7 +29,6 @@ def off(relation: str, part: Batch, target: Any = None, **envelope: Any) -> str:
 
 
 ONE, EQUAL = batch(Text(4)), batch(Text(4), Text(4))
-NO_POISON = {"run_poisoned": None}
 
 
 @pytest.mark.parametrize(
@@ -172,6 +171,10 @@ def test_a_breach_of_the_protocol_is_passed_on():
                 raise UsageError("a breach")
             return super().run_compiled(part)
 
+    target = Exact()
+    target.run_poisoned = lambda part, value: None  # type: ignore[assignment, method-assign]
+    with pytest.raises(UsageError, match="run_poisoned returned None"):
+        served(target, RelationChecker(target, watcher_of(target)), ROWS, ["poisoned-padding"])
     target = Broken()
     with pytest.raises(UsageError, match="a breach"):
         served(target, RelationChecker(target, watcher_of(target)), ROWS, ["alone"])
@@ -210,7 +213,9 @@ def test_the_answer_may_be_overwritten_by_the_next_one():
             return Output(logits=self.buffer[:rows, :length], token_kinds=output.token_kinds)
 
     target = Reusing()
-    assert served(target, RelationChecker(target, watcher_of(target)), ROWS) is None
+    checker = RelationChecker(target, watcher_of(target))
+    assert served(target, checker, ROWS) is None
+    assert all(books.judged for books in checker.books.values())
 
 
 def test_the_choice_follows_from_the_batch_alone():

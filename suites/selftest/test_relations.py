@@ -42,6 +42,7 @@ CORNERS = {
     "poisoned-padding": "ragged",
     "beside": "mixed-across-requests",
     "image-order": "two-or-more-images",
+    "pixels": "two-or-more-images",
     "split": "batch-3-or-more",
     "twice": "batch-1",
 }

@@ -30,6 +30,8 @@ def summary(result: Result, out: str = "") -> list[str]:
             line("regions", _regions(result)),
             line("logits", _logits(result)),
         ]
+    if result.parity.relations:
+        lines.append(line("relations", _relations(result)))
     if result.parity.canary.applied:
         lines.append(line("canary", _canary(result)))
     if result.audit is not None:
@@ -162,6 +164,12 @@ def _logits(result: Result) -> str:
         f"{worst.error:.2g}, {worst.ratio:.2g} of what is allowed (request {worst.request}, token "
         f"{worst.token}, {worst.modality})"
     )
+
+
+def _relations(result: Result) -> str:
+    counts = result.parity.relations.items()
+    judged = ", ".join(f"{name} {count}" for name, count in counts if count)
+    return f"batches judged by {judged}" if judged else "none was judged"
 
 
 def _audit(result: Result, audit: Audit) -> str:

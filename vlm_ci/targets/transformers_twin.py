@@ -206,6 +206,34 @@ class TransformersTwin:
             raise RuntimeError("nothing embedded the rows of the batch: no place was poisoned")
         return output
 
+    def run_mixed(self, batch: Batch, other: Batch, part: int, parts: int) -> Output:
+        """Answer a batch with the compiled twin, with part of the pixels of another.
+
+        ``other`` differs from ``batch`` in the content of one item. Of the rows of pixels in which
+        they differ the ``part``-th of ``parts`` equal parts is taken from it: one group of frames
+        of a video, whose groups stand one after another.
+
+        Raises:
+            RuntimeError: the pixels do not differ in rows of so many parts.
+        """
+        second = self._source.encode(other, device=self._device, dtype=self._dtype)
+
+        def mix(encoded: Encoded) -> Encoded:
+            inputs = dict(encoded.inputs)
+            for name in encoded.pixel_inputs.values():
+                mine, theirs = inputs[name], second.inputs[name]
+                differs = (mine != theirs).flatten(1).any(dim=1).nonzero().flatten()
+                if not len(differs):
+                    continue
+                if len(differs) % parts:
+                    raise RuntimeError(f"{len(differs)} rows of {name} are not {parts} parts")
+                size = len(differs) // parts
+                rows = differs[part * size : (part + 1) * size]
+                inputs[name] = mine.index_copy(0, rows, theirs[rows])
+            return replace(encoded, inputs=inputs)
+
+        return self.run_compiled(batch, change=mix)
+
     def warm_up(self, batch: Batch) -> None:
         """Run a batch of the warm-up plan through the compiled twin."""
         self.run_compiled(batch)

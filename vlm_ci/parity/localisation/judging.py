@@ -7,8 +7,8 @@ import torch
 from vlm_ci.families.base import PADDING
 from vlm_ci.parity.comparison import TOLERANCES
 
-# A value diverges where its error is beyond this many times eager's own. Measured on the tiny
-# targets: compiled code that is right stays below 4 (suites/selftest/test_localisation.py).
+# A value diverges where its error is beyond this many times eager's own. Measured on regions of the
+# tiny targets, compiled rightly: aot_eager is bitwise what eager is, Inductor at most 1.5 times.
 FACTOR = 8.0
 
 
@@ -39,7 +39,7 @@ class Rows:
         if len(shape) > 3 and shape[0] == requests and shape[-2] == length:
             return value.movedim(-2, 1)[places]
         if shape and shape[0] == requests * length and requests > 1:
-            return value.unflatten(0, self._padded)[places]
+            return value.reshape(*self._padded, *shape[1:])[places]
         return value.clone()
 
 

@@ -36,9 +36,9 @@ class Divergence:
 def first_divergence(traces: Traces, model: torch.nn.Module) -> Divergence | None:
     """Return the first module, in the order in which calls end, with an output that diverges.
 
-    A leaf whose inputs were computed wrongly in the block around it (an output projection after a
-    wrong mask) stands for that block. A module that one twin alone calls is named where the values
-    begin to diverge in the forward that should have called it.
+    A leaf that got wrong inputs stands for the block around it, if that is a block of leaves: an
+    output projection after a wrong mask for its attention. A module that one twin alone calls is
+    named where the values begin to diverge in the forward that should have called it.
     """
     for call in traces.actual.calls:
         ratio = _output_ratio(call, traces)
@@ -78,28 +78,16 @@ def _called(call: Call, model: torch.nn.Module) -> str:
 
 
 def _block(call: Call, traces: Traces, model: torch.nn.Module) -> Call:
-    """Return the block around a leaf whose inputs it computed, where the block diverges too."""
+    """Return the block around a leaf that got wrong inputs in it, where the block diverges too."""
     parent = call.parent
     if parent is None or not parent.name:
         return call
     block = model.get_submodule(parent.name)
     if any(list(child.children()) for child in block.children()):
         return call
-    differing = _inputs(call, traces)
-    if not differing or _output_ratio(parent, traces) <= traces.factor:
+    if not _inputs(call, traces) or _output_ratio(parent, traces) <= traces.factor:
         return call
-    passed = [
-        path
-        for path in differing
-        if any(_is(call.inputs[path], value) for value in parent.inputs.values())
-    ]
-    return call if passed else parent
-
-
-def _is(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
-    if one is None or other is None:
-        return False
-    return one.shape == other.shape and bool((one == other).all())
+    return parent
 
 
 def _output_ratio(call: Call, traces: Traces) -> float:
@@ -108,7 +96,8 @@ def _output_ratio(call: Call, traces: Traces) -> float:
         return 0.0
     reference = traces.reference.get(call.key) if traces.reference else None
     return max(
-        _ratios(call.outputs, other.outputs, reference and reference.outputs).values(), default=0.0
+        _ratios(call.outputs, other.outputs, reference.outputs if reference else None).values(),
+        default=0.0,
     )
 
 
@@ -119,7 +108,7 @@ def _inputs(call: Call, traces: Traces) -> dict[str, str]:
         return {}
     reference = traces.reference.get(call.key) if traces.reference else None
     found = {}
-    ratios = _ratios(call.inputs, other.inputs, reference and reference.inputs)
+    ratios = _ratios(call.inputs, other.inputs, reference.inputs if reference else None)
     for path in call.inputs.keys() & other.inputs.keys():
         here, there = call.inputs[path], other.inputs[path]
         if here is None and there is None:

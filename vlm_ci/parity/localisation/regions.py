@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -63,7 +64,7 @@ def first_wrong(
     """Return the first region, in the order of execution, that is not what its graph computes."""
     for execution in executions:
         captured = graphs[execution.graph]
-        plain = bench.serving(lambda e=execution, c=captured: run_again(c, e))
+        plain = bench.serving(partial(run_again, captured, execution))
         if _same(execution, plain):
             continue
         lifted = lifted_run(captured, execution, bench)
@@ -123,7 +124,7 @@ def _stage(
     compile_graph = backends.resolve(backends.CompileOptions(backend="aot_eager"))
     try:
         with stages.uncounted():
-            again = bench.serving(lambda: compile_again(captured, execution, compile_graph))
+            again = bench.serving(partial(compile_again, captured, execution, compile_graph))
     except Exception as error:  # a graph that only a capture can compile
         return (
             f"{AOT} or {INDUCTOR}",

@@ -17,6 +17,7 @@ from vlm_ci.parity.relations.comparing import Comparer, LeftOut, Served
 from vlm_ci.parity.relations.distance import distances
 from vlm_ci.parity.relations.records import Books, Relation, Variant, Violation
 from vlm_ci.parity.relations.variants import RELATIONS, other_content
+from vlm_ci.targets.answers import check_output
 from vlm_ci.traffic.spec import MAX_SEED, Batch, pinned
 from vlm_ci.watch import internals, state
 
@@ -109,7 +110,11 @@ class RelationChecker:
     def _judge_variant(
         self, relation: Relation, base: Served, variant: Variant
     ) -> Violation | None:
-        served = [self._serve(one, poisoned=variant.poisoned) for one in variant.batches]
+        if variant.mixed is not None:
+            batch, other = variant.batches
+            served = [self._serve_mixed(batch, other, *variant.mixed)]
+        else:
+            served = [self._serve(one, poisoned=variant.poisoned) for one in variant.batches]
         if variant.elsewhere and any(torch.equal(base.kinds, one.kinds) for one in served):
             raise LeftOut("the target's rows stand where they stood")
         worst: Violation | None = None
@@ -121,8 +126,20 @@ class RelationChecker:
 
     # -- serving -----------------------------------------------------------------------------
 
-    def _serve(self, batch: Batch, *, poisoned: bool = False) -> Served:
-        """Serve a batch where compiling is refused.
+    def _serve_mixed(self, batch: Batch, other: Batch, part: int, parts: int) -> Served:
+        run = getattr(self._target, "run_mixed", None)
+        if run is None:
+            raise LeftOut("the target has no run_mixed, which changes one group of frames")
+        return self._serve(batch, run=lambda: run(batch, other, part, parts))
+
+    def _serve(
+        self,
+        batch: Batch,
+        *,
+        poisoned: bool = False,
+        run: Callable[[], Output] | None = None,
+    ) -> Served:
+        """Serve a batch where compiling is refused, by ``run`` if there is one.
 
         Raises:
             LeftOut: the envelope does not allow it, it would compile, or it crashed.
@@ -136,11 +153,14 @@ class RelationChecker:
         guard: Callable[[], AbstractContextManager[None]] = (
             internals.strict if self._target.capabilities.in_process else nullcontext
         )
+        output: Output
         self._watcher.begin_step()
         try:
             with state.preserving_state(), guard():
-                if poisoned:
-                    output: Output = self._target.run_poisoned(batch, POISON)  # type: ignore[attr-defined]
+                if run is not None:
+                    output = run()
+                elif poisoned:
+                    output = self._target.run_poisoned(batch, POISON)  # type: ignore[attr-defined]
                 else:
                     output = self._target.run_compiled(batch)
         except UsageError:
@@ -153,6 +173,8 @@ class RelationChecker:
             self._watcher.end_step()
         if self._watcher.refusals:  # swallowed: what ran in its place is not the compiled code
             raise LeftOut("it would compile")
+        if poisoned:  # the others are checked where they come from
+            check_output(self._target, "run_poisoned", output, batch)
         shape = output.token_kinds.shape
         if shape[0] != len(batch.requests) or output.logits.shape[:2] != shape:
             raise LeftOut("its answer has another shape than the batch")

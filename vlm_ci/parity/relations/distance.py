@@ -12,12 +12,19 @@ if TYPE_CHECKING:
     from vlm_ci.targets.protocol import Output
 
 # What a token may differ by: the root mean square of the difference over the vocabulary, relative
-# to that of the token's logits.
+# to that of the token's logits. About four times the largest that clean batches of the tiny models
+# reached on a CPU, over all relations; no figure of a GPU is in it.
+#
+#   dtype      llava-tiny             qwen2.5-vl-tiny        qwen3-vl-tiny
+#   float32    6.5e-6 (2000 batches)  3.9e-6 (2000)          2.5e-6 (2000)
+#   bfloat16   9.3e-2 (506)           1.1e-1 (378)           3.6e-2 (395)
+#   float16    8.3e-3 (78)
+#   float64    3.4e-6 (127): norms and rotary embeddings compute in float32 whatever the type
 ALLOWED = {
-    "float64": 1e-12,
-    "float32": 1e-4,
-    "float16": 2e-2,
-    "bfloat16": 2e-1,
+    "float64": 3e-5,
+    "float32": 3e-5,
+    "float16": 4e-2,
+    "bfloat16": 4e-1,
 }
 
 CHUNK = 256  # tokens that are compared at a time: a vocabulary may be large

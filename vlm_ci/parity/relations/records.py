@@ -47,12 +47,15 @@ class Variant:
 
     ``poisoned`` asks for huge values in the padded places. ``elsewhere`` says that the rows must
     come back at other places than the base's, or the target did not do what was asked.
+    ``mixed`` (part, parts) makes one answer of two batches that differ in the content of one item:
+    the first, with that part of the item's pixels from the second.
     """
 
     batches: tuple[Batch, ...]
     matches: tuple[Match, ...]
     poisoned: bool = False
     elsewhere: bool = False
+    mixed: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from vlm_ci.errors import unknown_name
+from vlm_ci.parity.relations import pixels
 from vlm_ci.parity.relations.records import Match, Relation, Variant
 from vlm_ci.traffic.spec import MAX_SEED, PADDING_SIDES, Batch, Image, Item, Request, Text, Video
 
@@ -314,10 +315,9 @@ RELATIONS: dict[str, Relation] = {
         Relation(
             name="poisoned-padding",
             says="huge values in padded places move no token",
-            # NaN in them is not promised: a masked place has the weight 0, and 0 times NaN is NaN
-            # in the product with the values.
-            because="the weight of a masked place is exactly 0; a kernel may choose its scale by "
-            "the largest value",
+            because="the weight of a masked place is exactly 0, but kernels may scale by the "
+            "largest value; NaN in its place is not promised, because 0 × NaN is NaN in the "
+            "product with the values",
             off=_off_poisoned,
             variants=_poisoned,
         ),
@@ -327,6 +327,13 @@ RELATIONS: dict[str, Relation] = {
             because=_OTHER_SHAPE,
             off=_off_beside,
             variants=_beside,
+        ),
+        Relation(
+            name="pixels",
+            says="other pixels in an image or a group of frames move its request and no other",
+            because="what moves is other input; what must not move has the same shapes as before",
+            off=pixels.off,
+            variants=pixels.variants,
         ),
         Relation(
             name="image-order",
