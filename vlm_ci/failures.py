@@ -55,8 +55,8 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     ``line`` is the user's line that gave rise to the guard; ``difference`` lists the aspects in
     which the refused call differs from the nearest warm-up call (path, aspect, warm, now);
     ``call`` shows all arguments of both calls side by side (path, now, warm); ``location`` is the
-    earliest wrong token of a mismatch (request, token, modality; worst_token) and, where they could
-    be told, the first ``module`` that diverges and the ``stage`` at fault, with a ``note``;
+    earliest wrong token of a mismatch (request, token, modality; the ``worst``) and, where they
+    could be told, the first ``module`` that diverges and the ``stage`` at fault, with a ``note``;
     ``path`` is the failure's folder, relative to the result file; ``repro`` its standalone script,
     where one was asked for; ``picture`` the error of each token, which result.json leaves out.
     """
@@ -130,8 +130,8 @@ def render(
         lines.append(_line("frame", failure.frame))
     if failure.location:
         place = failure.location
-        worst = place.get("worst_token", place["token"])
-        more = f"; the worst is token {worst}" if worst != place["token"] else ""
+        worst = place.get("worst")
+        more = f"; the worst is request {worst['request']}, token {worst['token']}" if worst else ""
         lines += _block(
             "place",
             [

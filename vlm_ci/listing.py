@@ -10,6 +10,8 @@ import msgspec
 from vlm_ci import bugs as planted
 from vlm_ci.targets import models, recipes
 
+WIDTH = 27  # characters for a name
+
 
 def targets(as_json: bool) -> str:
     """Return the tiny models, the families and the recipes."""
@@ -24,18 +26,18 @@ def targets(as_json: bool) -> str:
             }
         )
     lines = ["Targets"]
-    lines += [f"  {entry['name']:<22} {entry['description']}" for entry in tiny]
+    lines += [f"  {entry['name']:<{WIDTH}} {entry['description']}" for entry in tiny]
     lines += [
-        f"  {family + ':CHECKPOINT':<22} a local folder or a hub id" for family in checkpoints
+        f"  {family + ':CHECKPOINT':<{WIDTH}} a local folder or a hub id" for family in checkpoints
     ]
     lines += [
-        f"  {'package.module:MODEL':<22} a model of your own, with a family of your own",
-        f"  {'package.module:factory':<22} a target of your own",
+        f"  {'package.module:MODEL':<{WIDTH}} a model of your own, with a family of your own",
+        f"  {'package.module:factory':<{WIDTH}} a target of your own",
         "",
         "Recipes",
     ]
-    lines += [f"  {name:<22} {words}" for name, words in _recipes().items()]
-    lines += [f"  {'package.module:function':<22} a recipe of your own"]
+    lines += [f"  {name:<{WIDTH}} {words}" for name, words in _recipes().items()]
+    lines += [f"  {'package.module:function':<{WIDTH}} a recipe of your own"]
     return "\n".join(lines) + "\n"
 
 
@@ -54,18 +56,21 @@ def bugs(as_json: bool) -> str:
                     "warmup": bug.warmup,
                     "expects": bug.expects,
                     "gpu": bug.gpu,
+                    "relation": bug.relation,
                 }
                 for bug in found
             ]
         )
     lines = ["Planted bugs (vlm-ci run --bug NAME, and its repaired twin with --repaired)"]
     for bug in found:
-        gpu = ", needs a GPU" if bug.gpu else ""
+        needs = ", needs a GPU" if bug.gpu else ""
+        needs += f", relation {bug.relation}" if bug.relation else ""
+        needs += "; eager has it too" if bug.in_both else ""
         lines += [
-            f"  {bug.name:<16} {bug.bug_class}",
-            f"  {'':<16} expects {bug.expects} on {bug.target}, {bug.recipe}, warm-up "
-            f"{bug.warmup}{gpu}",
-            f"  {'':<16} seen in {bug.origin}",
+            f"  {bug.name:<{WIDTH}} {bug.bug_class}",
+            f"  {'':<{WIDTH}} expects {bug.expects} on {bug.target}, {bug.recipe}, warm-up "
+            f"{bug.warmup}{needs}",
+            f"  {'':<{WIDTH}} seen in {bug.origin}",
         ]
     return "\n".join(lines) + "\n"
 

@@ -107,7 +107,9 @@ def note_judge(judge: Judge, parity: Parity) -> None:
 
 def _location(first: Location, worst: Location) -> dict[str, object]:
     place = {"request": first.request, "token": first.token, "modality": first.modality}
-    return place if first == worst else {**place, "worst_token": worst.token}
+    if first == worst:
+        return place
+    return {**place, "worst": {"request": worst.request, "token": worst.token}}
 
 
 def _worst(comparison: Comparison) -> Worst:

@@ -18,8 +18,9 @@ from vlm_ci.targets.loading import load_target
 from vlm_ci.traffic.files import read_traffic
 from vlm_ci.traffic.spec import Image, Text, Video, batch, session
 
-# What only a relation between answers shows is in test_relations.py.
-NAMES = [bug.name for bug in bugs.all_bugs() if not bug.gpu and not bug.relation]
+NAMES = [bug.name for bug in bugs.all_bugs() if not bug.gpu]
+# What a relation between answers shows; test_relations.py has more of them.
+RELATION_NAMES = {bug.name for bug in bugs.all_bugs() if bug.relation}
 GPU_NAMES = [bug.name for bug in bugs.all_bugs() if bug.gpu]
 VALUE_NAMES = [name for name in NAMES if bugs.first(name) is not None]
 
@@ -122,8 +123,12 @@ def test_a_planted_bug_is_found(name: str, tmp_path: Path, repository: Path):
     assert result.strict.compiles == 0
     assert (result.warmup.compiles == 0) == (name in NEVER_COMPILES)
     assert failure.traffic is not None
-    assert len(failure.traffic.batches) == 1
-    assert len(failure.traffic.batches[0].requests) == REQUESTS.get(name, 1)
+    if name not in RELATION_NAMES:
+        assert len(failure.traffic.batches) == 1
+        assert len(failure.traffic.batches[0].requests) == REQUESTS.get(name, 1)
+    elif bug.in_both:
+        assert failure.location is not None
+        assert failure.location["relation"] == bug.relation
     assert ("swallowed" in failure.note) == (name == "swallowed-exception")
 
     folder = tmp_path / failure.path
@@ -167,18 +172,32 @@ SMALLEST = {
 }
 
 
+REPORTED_WITHIN = 15.0  # seconds
+
+
 @pytest.mark.slow
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", VALUE_NAMES)
 def test_a_fault_of_values_is_found_from_any_seed(name: str, tmp_path: Path):
     given = {"bug": name, "out": str(tmp_path), "examples": 50, "database": "none"}
-    target = runner.build_target(Settings.from_mapping(given))
+    target, first = runner.build_target(Settings.from_mapping(given)), bugs.first(name)
     try:
         for seed in range(5):
-            (failure,) = runner.run(Settings.from_mapping({**given, "seed": seed}), target).failures
+            result = runner.run(Settings.from_mapping({**given, "seed": seed}), target)
+            (failure,) = result.failures
             assert failure.kind == "mismatch"
+            assert failure.location is not None
+            assert failure.location["module"] == bugs.find(name).module
+            assert failure.location["stage"] == "model code"
+            assert (tmp_path / failure.path / "strip.svg").exists()
+            # From the first red on: shrinking, localisation, and what is on disk.
+            assert result.strict.shrink_seconds[-1] < REPORTED_WITHIN
             assert not failure.note
             assert failure.traffic is not None
+            assert first is not None
+            expected = first(failure.traffic.batches[-1], target.envelope.geometry)
+            if expected is not None:
+                assert (failure.location["request"], failure.location["token"]) == expected
             if name in SMALLEST:
                 assert failure.traffic == session(SMALLEST[name])
     finally:

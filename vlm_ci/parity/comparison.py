@@ -50,9 +50,10 @@ class Comparison:
 
     ``ratio`` is the worst token's error divided by what is allowed it: above 1 is a mismatch, and
     ``statistic`` names what was exceeded. ``error`` is that token's largest absolute difference
-    from eager. ``at`` is the worst token, ``first`` the earliest mismatch of its row: in a causal
-    model the fault lies there. ``ratios`` is float64 [requests, padded length] on the CPU, NaN at
-    padding. ``nonfinite`` names the twin with NaN or Inf in its logits.
+    from eager. ``at`` is the worst token, ``first`` the earliest mismatch of the first request that
+    has one: in a causal model the fault lies there, and what follows inherits it. ``ratios`` is
+    float64 [requests, padded length] on the CPU, NaN at padding. ``nonfinite`` names the twin with
+    NaN or Inf in its logits.
     """
 
     tokens: int
@@ -122,8 +123,7 @@ def conclude(
 ) -> Comparison:
     """Return the comparison of which ``ratios`` [tokens] are the tokens' at ``places``."""
     worst = int(ratios.argmax())
-    row = places[:, 0] == places[worst, 0]
-    beyond = (row & (ratios > 1.0)).nonzero()
+    beyond = (ratios > 1.0).nonzero()
     by_place = torch.full(kinds.shape, float("nan"), dtype=torch.float64)
     by_place[places.unbind(1)] = ratios.double()
     return Comparison(
