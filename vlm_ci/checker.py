@@ -19,6 +19,7 @@ from vlm_ci.logits import note_judge
 from vlm_ci.parity.canary import apply_canary
 from vlm_ci.parity.judging import Judge
 from vlm_ci.parity.oracle import ReferenceError
+from vlm_ci.parity.relations import parse
 from vlm_ci.policies import Policies
 from vlm_ci.relating import Relations
 from vlm_ci.result import Result, Watched, tolerate, verdict
@@ -44,7 +45,8 @@ class CheckSettings:
     """How much to try, after which warm-up. ``examples`` counts sessions.
 
     ``corpus`` is tried before anything is generated, and before it what ``memory`` holds of
-    earlier runs; ``target`` is the name by which the user called the target.
+    earlier runs; ``target`` is the name by which the user called the target. ``reference`` and
+    ``relations`` are as on the command line.
     """
 
     plan: Plan
@@ -57,7 +59,7 @@ class CheckSettings:
     target: str | None = None
     policies: Policies = field(default_factory=Policies)
     reference: str = "auto"
-    relations: tuple[str, ...] = ()
+    relations: str = "none"
 
 
 def check(
@@ -202,10 +204,8 @@ class Checker:
                 self._prove_reference()
                 self.save()
                 self.watcher.begin("strict")
-                if self.settings.relations:
-                    self._relations = Relations(
-                        self.target, self.watcher, self.settings.relations, self.result
-                    )
+                if names := parse(self.settings.relations):
+                    self._relations = Relations(self.target, self.watcher, names, self.result)
                 self.result.strict.refusing = self.target.capabilities.in_process
                 judge(
                     StrictRunner(

@@ -184,7 +184,6 @@ class _Bench:
     ) -> int:
         from vlm_ci.checker import Checker, CheckSettings
         from vlm_ci.listeners import Silent
-        from vlm_ci.parity import relations
         from vlm_ci.policies import Policies
 
         file = recording.file
@@ -217,7 +216,7 @@ class _Bench:
                 examples=EXAMPLES,
                 policies=Policies(settings.policy),
                 reference=settings.reference,
-                relations=relations.parse(settings.relations),
+                relations=settings.relations,
             ),
             self._progress or Silent(),
             warmed=self._slot.take(target, plan),

@@ -97,10 +97,8 @@ def build_target(settings: Settings, *, envelope: Envelope | None = None) -> Tar
     from vlm_ci import bugs
     from vlm_ci.targets.loading import load_target
 
-    mutate, in_both = None, False
-    if settings.bug is not None:
-        in_both = bugs.find(settings.bug).in_both
-        mutate = bugs.change(settings.bug, repaired=settings.repaired)
+    bug = bugs.find(settings.bug) if settings.bug is not None else None
+    mutate = bugs.change(bug.name, repaired=settings.repaired) if bug else None
     return load_target(
         settings.target,
         recipe=settings.recipe,
@@ -113,7 +111,7 @@ def build_target(settings: Settings, *, envelope: Envelope | None = None) -> Tar
         dtype=settings.dtype,
         envelope=envelope or prepare(settings).envelope,
         mutate=mutate,
-        in_both=in_both,
+        in_both=bug is not None and bug.in_both,
     )
 
 
@@ -267,7 +265,6 @@ def _check_settings(
     settings: Settings, target: Target, plan: Plan, *, name: str | None, command: str = "run"
 ) -> CheckSettings:
     from vlm_ci.checker import CheckSettings
-    from vlm_ci.parity import relations
 
     return CheckSettings(
         examples=settings.examples,
@@ -279,7 +276,7 @@ def _check_settings(
         target=name,
         policies=Policies(settings.policy),
         reference=settings.reference,
-        relations=relations.parse(settings.relations),
+        relations=settings.relations,
     )
 
 

@@ -30,8 +30,8 @@ RUN_LENGTH = 10
 
 # Hypothesis may shrink for as long as a minute. It is stopped after so many seconds, but not before
 # so many sessions, which a slow target needs; ``shrink`` then goes on with what there is.
-SHRINK_SECONDS = 5.0
-SHRINK_SESSIONS = 60
+SHRINK_SECONDS = 3.0
+SHRINK_SESSIONS = 5
 
 Check = Callable[[Session], None]
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vlm_ci.traffic.envelope import Envelope
 
 TIME_LIMIT = 6.0  # seconds for one failure
-LEAST_TRIED = 60  # sessions that are tried whatever the time: a slow target takes longer
+LEAST_TRIED = 12  # sessions that are tried whatever the time: a slow target takes longer
 
 
 def complexity(session: Session) -> tuple[int, ...]:

@@ -3,8 +3,7 @@
     vlm-ci run --target engine_in_process:factory          # clean
     vlm-ci run --target engine_in_process:broken_factory   # red: padding leaks into the answers
 
-`Model` and `Engine` stand for yours: the engine packs a batch into the next larger bucket and has
-one compiled graph for each. `Target` is what you write.
+`Model` and `Engine` stand for yours, one graph for each bucket; `Target` is what you write.
 """
 
 import torch
@@ -93,17 +92,16 @@ class Target:
 
     def _read(self, batch):
         """Turn traffic into prompts; the same batch must always give the same values."""
-        rows, patches = encoding.start_rows(batch), []
-        for row in rows:
-            drawn = [torch.empty(0, 3 * PATCH**2)]
+        patches = []
+        for row in (rows := encoding.start_rows(batch)):
+            patches.append(torch.empty(0, 3 * PATCH**2))
             for item in row.items():
                 if isinstance(item, vlm_ci.Text):
                     row.text(item.tokens, IMAGE_ID)  # ids below IMAGE_ID
                 else:
                     tokens = self.envelope.geometry.visual_tokens(item)
                     row.placeholders(IMAGE_ID, tokens, encoding.IMAGE)
-                    drawn.append(row.pixels(tokens, 3 * PATCH**2))
-            patches.append(torch.cat(drawn))
+                    patches[-1] = torch.cat([patches[-1], row.pixels(tokens, 3 * PATCH**2)])
         return rows, patches, encoding.pack(rows, batch, pad_id=0).token_kinds
 
     @torch.inference_mode()

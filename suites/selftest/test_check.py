@@ -113,7 +113,10 @@ def test_wrong_logits_are_a_mismatch_and_located():
 
     result = run(ToyTarget(serve))
     assert kinds(result) == ["mismatch"]
-    assert result.failures[0].location == {"request": 0, "token": 0, "modality": "text"}
+    location = result.failures[0].location
+    assert location is not None
+    assert (location["request"], location["token"], location["modality"]) == (0, 0, "text")
+    assert location["note"].startswith("the target shows no modules")
     assert result.failures[0].traffic == IMAGE
     assert result.parity.worst is not None
     assert result.parity.worst.ratio > 1

@@ -32,6 +32,8 @@ VALUES = {
     "mode": ("max-autotune", "reduce-overhead"),
     "fullgraph": (True, False),
     "policy": ("stall=fail", "stall=off"),
+    "reference": ("none", "auto"),
+    "relations": ("all", "alone"),
     "recompile_limit": (31, 32),
 }
 READ = """
@@ -175,7 +177,7 @@ BAD_OPTIONS = {
     "--vlm-examples=-1": "--vlm-examples must be at least 1, not -1",
     "--vlm-examples=many": "invalid int value: 'many'",
     "--vlm-seed=-1": "--vlm-seed must be at least 0, not -1",
-    "--vlm-bug=deepstack": "unknown bug 'deepstack': did you mean 'deepstack-kwarg'",
+    "--vlm-bug=deepstack-kwargs": "unknown bug 'deepstack-kwargs': did you mean 'deepstack-kwarg'",
     "--vlm-repaired": "--vlm-repaired needs --vlm-bug",
     "--vlm-dynamic=yes": "unknown value for --vlm-dynamic 'yes'",
     "--vlm-target=": "--vlm-target is empty",

@@ -119,7 +119,7 @@ def test_a_broken_target_fails_with_a_text_that_stands_alone(project, workers: t
     done.stdout.fnmatch_lines(
         [
             "nonfinite: the compiled logits hold NaN or Inf at request 0, token 0 (text)",
-            "  worst at   request 0, token 0 (text)",
+            "  place      request 0, token 0 (text)",
             "  traffic    1 batch, as small as it gets:",
             "             Batch(requests=(Request(items=(Text(tokens=1),)),))",
             "             0 [[]t[]] 1 position: text 1",

@@ -169,4 +169,6 @@ def test_a_run_over_top_k_answers_is_judged_like_any_other():
     assert clean.parity.canary.moved == clean.parity.canary.applied == 1
     assert clean.parity.tokens_compared > 100
     assert [failure.kind for failure in failed.failures] == ["mismatch"]
-    assert failed.failures[0].location == {"request": 0, "token": 0, "modality": "text"}
+    location = failed.failures[0].location
+    assert location is not None
+    assert (location["request"], location["token"], location["modality"]) == (0, 0, "text")

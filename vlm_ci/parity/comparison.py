@@ -144,7 +144,7 @@ class _Answer(NamedTuple):
     ids: torch.Tensor | None
 
 
-def check_alike(actual: Output, expected: Output, *, same_dtype: bool = True) -> None:
+def check_alike(actual: Output, expected: Output) -> None:
     """Refuse answers that cannot be compared.
 
     Raises:
@@ -156,7 +156,7 @@ def check_alike(actual: Output, expected: Output, *, same_dtype: bool = True) ->
         raise ValueError(
             f"compiled logits have shape {list(got.shape)}, eager ones {list(want.shape)}"
         )
-    if same_dtype and got.dtype != want.dtype:
+    if got.dtype != want.dtype:
         raise ValueError(f"compiled logits have dtype {got.dtype}, eager ones {want.dtype}")
     if actual.token_kinds.shape != got.shape[:2] or expected.token_kinds.shape != want.shape[:2]:
         raise ValueError(

@@ -18,6 +18,8 @@ from vlm_ci.parity.comparison import (
     conclude,
     nonfinite,
 )
+from vlm_ci.targets.answers import ProtocolError, broken, check_output, describe
+from vlm_ci.targets.contexts import AUTOCAST_DTYPE
 
 if TYPE_CHECKING:
     from vlm_ci.targets.protocol import Output, Target
@@ -70,24 +72,40 @@ class Judge:
         A target whose reference fails, for want of memory or of a kernel, is judged by tolerances.
 
         Raises:
-            oracle.ReferenceError: the two do not compute the same thing.
+            oracle.ReferenceError: the two do not compute the same thing. From then on tolerances
+                decide.
+            UsageError: the target breaks the protocol.
         """
         if not self.refers:
             return
-        eager = self._target.run_eager(batch)
         try:
-            reference = self._ask(batch)
+            eager = self._target.run_eager(batch)
+        except UsageError:
+            raise
+        except Exception:  # a finding of the search, which sends such batches too
+            return
+        try:
+            reference = self._ask(batch, eager)
+        except ProtocolError:
+            raise
         except Exception as error:  # the model's code was not written for the wider type
             self._give_up(error)
             return
-        name = str(reference.logits.dtype).removeprefix("torch.")
-        self.reference = name
-        if name == self._dtype:
-            self.reference, self.weaker = "none", f"its reference answers in {name}, no wider type"
+        dtype = reference.logits.dtype
+        self.reference = str(dtype).removeprefix("torch.")
+        if dtype.itemsize <= getattr(torch, self._dtype).itemsize:
+            self.weaker = f"its reference answers in {self.reference}, no wider type"
+            self.reference = "none"
             return
-        check_alike(reference, eager, same_dtype=False)
-        if bool(eager.logits[eager.token_kinds != PADDING].isfinite().all()):
-            self._check(oracle.measure(eager, eager, reference).eager, name)
+        places = (eager.token_kinds != PADDING).nonzero()
+        if nonfinite(eager, eager, places):
+            return
+        try:
+            self._check(oracle.measure(eager, eager, reference).eager, batch)
+        except oracle.ReferenceError:
+            self.weaker = "eager and its reference do not compute the same thing"
+            self.reference = "none"
+            raise
 
     def judge(self, compiled: Output, eager: Output, batch: Batch) -> Comparison:
         """Compare two answers to a batch.
@@ -95,6 +113,7 @@ class Judge:
         Raises:
             ValueError: they cannot be compared: different shapes or types.
             oracle.ReferenceError: eager and the reference do not compute the same thing.
+            UsageError: the target breaks the protocol.
         """
         check_alike(compiled, eager)
         if not self.refers:
@@ -108,25 +127,39 @@ class Judge:
             nothing = torch.zeros(len(places), dtype=torch.float64)
             return conclude(eager.token_kinds, places, nothing, error=0.0, statistic="equal")
         try:
-            reference = self._ask(batch)
+            reference = self._ask(batch, eager)
+        except ProtocolError:
+            raise
         except Exception:  # too large a batch for the memory, say
             self.missing += 1
             return compare(compiled, eager, self.tolerance)
         measured = oracle.measure(compiled, eager, reference)
-        self._check(measured.eager, self.reference)
+        self._check(measured.eager, batch)
         return oracle.decide(measured, compiled, eager)
 
-    def _ask(self, batch: Batch) -> Output:
-        reference: Output = self._target.run_reference(batch)  # type: ignore[attr-defined]
+    def _ask(self, batch: Batch, eager: Output) -> Output:
+        target, method = self._target, "run_reference"
+        reference: Output = target.run_reference(batch)  # type: ignore[attr-defined]
+        check_output(target, method, reference, batch)
+        got, want = reference.logits, eager.logits
+        right = "it must answer like run_eager, in a wider type"
+        if got.shape != want.shape:
+            said = f"logits that are {describe(got)}, where run_eager's are {describe(want)}"
+            raise broken(target, f"{method} returned {said}", right)
+        if not torch.equal(reference.token_kinds, eager.token_kinds):
+            raise broken(target, f"{method} returned other token_kinds than run_eager", right)
         return reference
 
-    def _check(self, error: float, name: str) -> None:
+    def _check(self, error: float, batch: Batch) -> None:
         self.eager_error = max(self.eager_error, error)
-        limit = oracle.EAGER_ERROR_LIMIT[self._dtype]
+        dtype = self._dtype
+        if batch.context == "autocast":  # eager computes in that type
+            dtype = str(AUTOCAST_DTYPE).removeprefix("torch.")
+        limit = oracle.EAGER_ERROR_LIMIT[dtype]
         if not error <= limit:
             raise oracle.ReferenceError(
-                f"eager logits differ from the {name} reference by {error:.3g} of their size "
-                f"(root mean square over a batch), where {self._dtype} explains at most {limit:.3g}"
+                f"eager logits differ from the {self.reference} reference by {error:.3g} of their "
+                f"size (root mean square over a batch), where {dtype} explains at most {limit:.3g}"
             )
 
     def _give_up(self, error: Exception) -> None:

@@ -154,6 +154,9 @@ def _logits(result: Result) -> str:
         if parity.reference != "none"
         else f"eager by a fixed tolerance, which is weaker ({parity.weaker})"
     )
+    if parity.without_reference:
+        count = parity.without_reference
+        judged += f" ({count} {'batch' if count == 1 else 'batches'} without it, by a tolerance)"
     if worst.ratio is None or worst.error is None:
         return (
             f"{parity.tokens_compared} tokens compared with {judged}; NaN or Inf at "

@@ -92,8 +92,11 @@ class TargetInfo:
 class Target(Protocol):
     """A model under test: an eager and a compiled twin behind one interface.
 
-    A method ``run_perturbed(batch, modality)`` may be added (see ``WatchedTarget``). Without it
+    Methods may be added. ``run_perturbed(batch, modality)`` (see ``WatchedTarget``): without it
     nothing proves that images move the logits, and the result says so.
+    ``run_reference(batch) -> Output``, answering in a wider floating-point type: without it logits
+    are judged by a fixed tolerance, and the result says so. ``run_mixed`` and ``run_poisoned``,
+    with the attribute ``no_poison``, serve relations (see ``transformers_twin``).
     """
 
     name: str

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from vlm_ci.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
 NARROW = (torch.float32, torch.float16, torch.bfloat16)
 # Methods that name a type without an argument for it.
@@ -38,16 +38,12 @@ def reference_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype | N
 class Lifting(TorchFunctionMode):
     """Runs torch's functions in ``dtype`` wherever they are given, or asked for, a narrower float.
 
-    ``lifted`` counts the tensors that were narrower; a model whose weights are of ``dtype`` already
-    has only those that its code made by name.
-
     Raises:
         UsageError: a narrow tensor is written into. Its lifted copy would be written in its place.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
-        self.lifted = 0
         self._dtype = dtype
         self._types: dict[torch.dtype, torch.dtype] = {
             narrow: dtype for narrow in NARROW if narrow.itemsize < dtype.itemsize
@@ -63,36 +59,40 @@ class Lifting(TorchFunctionMode):
         if name == "__get__":  # an attribute: nothing is computed
             return func(*args, **(kwargs or {}))
         if func in _CASTS:
-            return self._lift(args[0].to(self._dtype))
-        first = args[0] if args else None
-        if _writes(name) and isinstance(first, torch.Tensor) and first.dtype in self._types:
-            raise UsageError(
-                f"no higher-precision reference: {name} writes into a {first.dtype} tensor of the "
-                "model's, which cannot be lifted; use --reference none"
-            )
-        return self._lift(func(*self._lift(args), **self._lift(kwargs or {})))
+            return self.lift(args[0].to(self._dtype))
+        for written in _written(name, args, kwargs or {}):
+            if written.dtype in self._types:
+                raise UsageError(
+                    f"no higher-precision reference: {name} writes into a {written.dtype} tensor "
+                    "of the model's, which cannot be lifted; use --reference none"
+                )
+        return self.lift(func(*self.lift(args), **self.lift(kwargs or {})))
 
-    def _lift(self, value: Any) -> Any:
+    def lift(self, value: Any) -> Any:
+        """Return a value with every narrower tensor and type in it lifted."""
         if isinstance(value, torch.Tensor):
             wider = self._types.get(value.dtype)
-            if wider is None:
-                return value
-            self.lifted += 1
-            return value.to(wider)
+            return value if wider is None else value.to(wider)
         if isinstance(value, torch.dtype):
             return self._types.get(value, value)
         if type(value) in (tuple, list):
-            return type(value)(map(self._lift, value))
+            return type(value)(map(self.lift, value))
         if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return type(value)(*map(self._lift, value))
+            return type(value)(*map(self.lift, value))
         if type(value) is dict:
-            return {key: self._lift(one) for key, one in value.items()}
+            return {key: self.lift(one) for key, one in value.items()}
         return value
 
 
-def _writes(name: str) -> bool:
-    """Whether a function of this name writes into its first argument."""
-    return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+def _written(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+    """Return the tensors that a function of this name writes into."""
+    found: list[Any] = []
+    if name in ("__setitem__", "__set__") or (name.endswith("_") and not name.endswith("__")):
+        first = args[0] if args else next(iter(kwargs.values()), None)  # torch.nn.init names it
+        found += first if isinstance(first, tuple | list) else [first]
+    out = kwargs.get("out")
+    found += out if isinstance(out, tuple | list) else [out]
+    return [one for one in found if isinstance(one, torch.Tensor)]
 
 
 class Reference:
@@ -121,6 +121,10 @@ class Reference:
         self.model = copy.deepcopy(model, memo)
         if not shares_weights:
             self.model.to(dtype)
+        for module in self.model.modules():  # buffers are its own, and may be written into
+            for name, buffer in module._buffers.items():
+                if buffer is not None and buffer.is_floating_point():
+                    module._buffers[name] = buffer.to(dtype)
 
     def __str__(self) -> str:
         name = str(self.dtype).removeprefix("torch.")
@@ -128,8 +132,8 @@ class Reference:
 
     def logits(self, inputs: Mapping[str, Any]) -> torch.Tensor:
         """Return the logits [requests, padded length, vocabulary] in ``dtype``."""
-        with self.lifting():
-            logits: torch.Tensor = self.model(**inputs, use_cache=False).logits
+        with self.lifting() as mode:  # inputs are lifted first: they may be written into
+            logits: torch.Tensor = self.model(**mode.lift(dict(inputs)), use_cache=False).logits
         return logits.detach()
 
     @contextmanager
@@ -147,19 +151,32 @@ class Reference:
 
 @contextmanager
 def _exact_products() -> Iterator[None]:
-    """Compute float32 products in float32: no TF32, and attention by plain products."""
+    """Compute float32 products in float32: no TF32, and attention by plain products.
+
+    torch has two sets of switches for it, and reading one raises where the other was used. Each
+    is put back by the one by which it was set.
+    """
     matmul: Any = torch.backends.cuda.matmul
-    before = matmul.allow_tf32
-    matmul.allow_tf32 = False
-    flags: Callable[..., Any] = torch.backends.cudnn.flags
-    try:
-        with (
-            flags(allow_tf32=False),
-            torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
-        ):
-            yield
-    finally:
-        matmul.allow_tf32 = before
+    cudnn: Any = torch.backends.cudnn
+    with ExitStack() as stack:
+        if matmul.fp32_precision == "tf32":  # the newer one, which shows what holds
+            try:
+                legacy = torch.get_float32_matmul_precision()
+            except RuntimeError:
+                legacy = ""
+            if legacy == "medium":  # which allow_tf32 cannot say
+                stack.callback(torch.set_float32_matmul_precision, legacy)
+                torch.set_float32_matmul_precision("highest")
+            elif legacy:
+                stack.callback(setattr, matmul, "allow_tf32", True)
+                matmul.allow_tf32 = False
+            else:
+                stack.callback(setattr, matmul, "fp32_precision", "tf32")
+                matmul.fp32_precision = "ieee"
+        stack.callback(setattr, cudnn, "enabled", cudnn.enabled)
+        cudnn.enabled = False  # convolutions as products then
+        stack.enter_context(torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH))
+        yield
 
 
 def _fits(model: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> bool:

@@ -81,6 +81,9 @@ class ShowsModules(Protocol):
         ...
 
 
+SHOWN = ("compiled_modules", "graphs", "twins", "recording", "reference", "run_reference")
+
+
 class _Shown(ShowsModules, WatchedTarget, Protocol):
     """A target of this process that shows its modules."""
 
@@ -95,7 +98,8 @@ def localise(target: Target, session: Session, request: int, token: int) -> Loca
     Raises:
         UsageError: the last batch has no such request or token.
     """
-    if not isinstance(target, ShowsModules):
+    # Asked one by one: from Python 3.12 on isinstance does not see what a wrapper passes on.
+    if not all(hasattr(target, name) for name in SHOWN):
         return Localised(
             note="the target shows no modules: only a model that vlm_ci itself has built is "
             "looked into"
