@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from vlm_ci.options import Option
 
+SUITES = ("recompile", "parity")
 CLEAN, FOUND, INTERRUPTED, OWN_ERROR, BAD_INPUT, NOTHING_RAN = range(6)
 
 
@@ -62,11 +63,18 @@ def _options(options: Iterable[Option]) -> Callable[[Callable[..., Any]], Callab
 
 @cli.command()
 @_options(OPTIONS)
+@click.option(
+    "--suite",
+    type=click.Choice(SUITES),
+    default=SUITES[0],
+    help="which tests: recompile, one exploration judged for recompiles and parity, or parity, "
+    "which judges by each metamorphic relation in a test of its own as well (default recompile)",
+)
 @click.argument("pytest_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- PYTEST_ARGS]")
-def run(pytest_args: tuple[str, ...], **given: Any) -> None:
+def run(pytest_args: tuple[str, ...], suite: str, **given: Any) -> None:
     """Check a target: warm up, then one strict exploration judged for recompiles and parity.
 
-    Runs the recompile suite through pytest; what follows -- goes to pytest.
+    Runs a suite through pytest; what follows -- goes to pytest.
     """
     from vlm_ci.settings import Settings
 
@@ -83,7 +91,7 @@ def run(pytest_args: tuple[str, ...], **given: Any) -> None:
             for name in settings.targets:
                 runner.prepare(settings.for_target(name))
             artifacts.check(settings.out)
-            code = _pytest(given, pytest_args, progress, str(locations.suites()))
+            code = _pytest(given, pytest_args, progress, str(locations.suites()), suite)
         finally:
             progress.close()
     raise SystemExit(code)
@@ -94,7 +102,9 @@ def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _pytest(given: dict[str, Any], extra: Sequence[str], progress: Any, suites: str) -> int:
+def _pytest(
+    given: dict[str, Any], extra: Sequence[str], progress: Any, suites: str, suite: str
+) -> int:
     from importlib.metadata import entry_points
 
     import pytest
@@ -103,7 +113,7 @@ def _pytest(given: dict[str, Any], extra: Sequence[str], progress: Any, suites: 
 
     carrier = Carrier(progress)
     args = [
-        f"{suites}/recompile",
+        f"{suites}/{suite}",
         "-c",
         f"{suites}/run.ini",
         "--rootdir",

@@ -41,6 +41,7 @@ def listing(wheel: Path) -> list[str]:
 def test_the_wheel_holds_suites_and_fixtures_and_nothing_global(wheel: Path):
     names = listing(wheel)
     for name in (
+        "vlm_ci/_suites/parity/test_parity.py",
         "vlm_ci/_suites/recompile/test_mixed_traffic.py",
         "vlm_ci/_suites/run.ini",
         "vlm_ci/_fixtures/models/qwen3-vl-tiny.json",
