@@ -291,6 +291,7 @@ def broken_relation(found: Violation, served: tuple[Batch, ...]) -> Failure:
             "request": found.request,
             "token": found.token,
             "modality": found.modality,
+            "note": "no module is named and nothing drawn: both answers are the compiled twin's",
         },
         traffic=Session(served),
         note=f"set beside {', then '.join(map(repr, found.batches))}",

@@ -18,7 +18,7 @@ from vlm_ci.listeners import Journal, Progress, Silent
 from vlm_ci.logits import note_judge
 from vlm_ci.parity.canary import apply_canary
 from vlm_ci.parity.judging import Judge
-from vlm_ci.parity.oracle import ReferenceError
+from vlm_ci.parity.oracle import EAGER_ERROR_USUAL, ReferenceError
 from vlm_ci.parity.relations import parse
 from vlm_ci.policies import Policies
 from vlm_ci.relating import Relations
@@ -69,12 +69,15 @@ def check(
     warmup: Plan | str | Path | None = None,
     seed: int = 0,
     max_rounds: int = MAX_ROUNDS,
+    reference: str = "auto",
+    relations: str = "none",
     progress: Progress | None = None,
 ) -> Result:
     """Warm a target up and search for traffic that it compiles again for or answers wrongly.
 
     ``warmup`` is a plan, a plan file, a name, or None for the default plan. ``examples`` counts
-    sessions. An interrupt keeps what was found: the result says so and holds it.
+    sessions; ``reference`` and ``relations`` are as on the command line. An interrupt keeps what
+    was found: the result says so and holds it.
 
     Raises:
         UsageError: a number is out of range, or there is no such plan.
@@ -86,7 +89,10 @@ def check(
         seed=seed,
         plan=find_plan(warmup, target.envelope),
         max_rounds=max_rounds,
+        reference=reference,
+        relations=relations,
     )
+    parse(relations)
     checker = Checker(target, settings, progress or Silent())
     checker.run()
     return checker.result
@@ -323,6 +329,14 @@ class Checker:
                 self.result.failures.append(causes.no_reference(str(error), (batch,)))
                 break
         note_judge(self._judge, self.result.parity)
+        usual = EAGER_ERROR_USUAL.get(str(self.result.options["dtype"]), 0.0)
+        autocast = "autocast" in self.target.envelope.contexts  # which narrows by itself
+        if self._judge.refers and not autocast and self._judge.eager_error > usual:
+            self.result.warnings.append(
+                f"eager differs from its {self._judge.reference} reference by "
+                f"{self._judge.eager_error:.2g} of the logits' size, more than its type explains: "
+                "a part of the model computes in a narrower type, and smaller faults go unseen"
+            )
 
     def _search(self, runner: StrictRunner) -> None:
         settings = self.settings
@@ -367,6 +381,11 @@ class Checker:
         self.result.watch = self._watched()
         if self._relations is not None:
             self._relations.close_books()
+        if self._judge.missing:
+            self.result.warnings.append(
+                f"{self._judge.missing} batches were judged by a fixed tolerance, which is weaker: "
+                f"{self._judge.failed}"
+            )
         sees = {kind for one in self.result.watch for kind in one.sees}
         if "graph-capture" in sees:
             strict.graph_captures = seen["graph-capture"]

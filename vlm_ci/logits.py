@@ -103,6 +103,8 @@ def note_judge(judge: Judge, parity: Parity) -> None:
     parity.rtol, parity.atol = judge.tolerance.rtol, judge.tolerance.atol
     parity.eager_error = judge.eager_error or None
     parity.without_reference = judge.missing
+    if judge.missing:
+        parity.weaker = judge.failed
 
 
 def _location(first: Location, worst: Location) -> dict[str, object]:

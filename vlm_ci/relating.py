@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from vlm_ci import causes
 from vlm_ci.parity.relations import RelationChecker
+from vlm_ci.parity.relations.checker import IGNORES_SEEDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -46,6 +47,8 @@ class Relations:
         for name in self._names:
             books = self._checker.books[name]
             judged[name] = books.judged
+            if ignored := [reason for reason in books.off if reason.startswith(IGNORES_SEEDS)]:
+                self._result.warnings.append(f"relation {name} is off for some: {ignored[0]}")
             if not books.judged:
                 reasons = (books.off + books.left_out).most_common(1)
                 why = reasons[0][0] if reasons else "no batch came to it"

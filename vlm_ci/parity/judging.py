@@ -18,12 +18,15 @@ from vlm_ci.parity.comparison import (
     conclude,
     nonfinite,
 )
-from vlm_ci.targets.answers import ProtocolError, broken, check_output, describe
+from vlm_ci.targets.answers import ProtocolError, broken, check_output, describe, raised_at
 from vlm_ci.targets.contexts import AUTOCAST_DTYPE
 
 if TYPE_CHECKING:
     from vlm_ci.targets.protocol import Output, Target
     from vlm_ci.traffic.spec import Batch
+
+# What a reference may raise where it is not to be had: no kernel for the type, no memory.
+FALLS_BACK = (UsageError, RuntimeError, MemoryError)
 
 
 class Judge:
@@ -49,6 +52,8 @@ class Judge:
         self.reference = "none"
         self.missing = 0
         self.eager_error = 0.0
+        self.failed = ""  # what the reference said where it did not answer
+        self._proven = 0.0  # the largest error of eager on the batches of the plan
         self.weaker = ""
         if wanted == "none":
             self.weaker = "--reference none"
@@ -86,9 +91,9 @@ class Judge:
             return
         try:
             reference = self._ask(batch, eager)
-        except ProtocolError:
-            raise
-        except Exception as error:  # the model's code was not written for the wider type
+        except FALLS_BACK as error:  # code that was not written for the wider type
+            if isinstance(error, ProtocolError):
+                raise
             self._give_up(error)
             return
         dtype = reference.logits.dtype
@@ -100,8 +105,14 @@ class Judge:
         places = (eager.token_kinds != PADDING).nonzero()
         if nonfinite(eager, eager, places):
             return
+        distance = oracle.measure(eager, eager, reference).eager
+        if distance == 0.0:
+            self.weaker = "its reference answers as eager does, to the bit: nothing is wider in it"
+            self.reference = "none"
+            return
         try:
-            self._check(oracle.measure(eager, eager, reference).eager, batch)
+            self._check(distance, batch)
+            self._proven = max(self._proven, distance)
         except oracle.ReferenceError:
             self.weaker = "eager and its reference do not compute the same thing"
             self.reference = "none"
@@ -128,21 +139,27 @@ class Judge:
             return conclude(eager.token_kinds, places, nothing, error=0.0, statistic="equal")
         try:
             reference = self._ask(batch, eager)
-        except ProtocolError:
-            raise
-        except Exception:  # too large a batch for the memory, say
+        except FALLS_BACK as error:  # too large a batch for the memory, say
+            if isinstance(error, ProtocolError):
+                raise
             self.missing += 1
+            self.failed = _words(error)
             return compare(compiled, eager, self.tolerance)
         measured = oracle.measure(compiled, eager, reference)
-        self._check(measured.eager, batch)
+        self._check(measured.eager, batch, proven=self._proven)
         return oracle.decide(measured, compiled, eager)
 
     def _ask(self, batch: Batch, eager: Output) -> Output:
         target, method = self._target, "run_reference"
-        reference: Output = target.run_reference(batch)  # type: ignore[attr-defined]
+        right = "it must answer like run_eager, in a wider type"
+        try:
+            reference: Output = target.run_reference(batch)  # type: ignore[attr-defined]
+        except FALLS_BACK:
+            raise
+        except Exception as error:
+            raise broken(target, f"{method} raised {raised_at(error)}", right) from error
         check_output(target, method, reference, batch)
         got, want = reference.logits, eager.logits
-        right = "it must answer like run_eager, in a wider type"
         if got.shape != want.shape:
             said = f"logits that are {describe(got)}, where run_eager's are {describe(want)}"
             raise broken(target, f"{method} returned {said}", right)
@@ -150,20 +167,28 @@ class Judge:
             raise broken(target, f"{method} returned other token_kinds than run_eager", right)
         return reference
 
-    def _check(self, error: float, batch: Batch) -> None:
+    def _check(self, error: float, batch: Batch, *, proven: float = 0.0) -> None:
         self.eager_error = max(self.eager_error, error)
         dtype = self._dtype
         if batch.context == "autocast":  # eager computes in that type
             dtype = str(AUTOCAST_DTYPE).removeprefix("torch.")
         limit = oracle.EAGER_ERROR_LIMIT[dtype]
+        if proven and batch.context != "autocast":
+            limit = min(limit, oracle.EAGER_ERROR_RISE * proven)
         if not error <= limit:
+            known = f" and by {proven:.3g} on the warm-up plan" if proven else ""
             raise oracle.ReferenceError(
                 f"eager logits differ from the {self.reference} reference by {error:.3g} of their "
-                f"size (root mean square over a batch), where {dtype} explains at most {limit:.3g}"
+                f"size (root mean square over a batch), where at most {limit:.3g} is explained by "
+                f"{dtype}{known}"
             )
 
     def _give_up(self, error: Exception) -> None:
-        text = str(error).strip().split("\n")[0][:200]
-        name = type(error).__name__
-        self.weaker = text if isinstance(error, UsageError) else f"its reference: {name}: {text}"
+        self.weaker = _words(error)
         self.reference = "none"
+
+
+def _words(error: Exception) -> str:
+    text = str(error).strip().split("\n")[0][:200]
+    name = type(error).__name__
+    return text if isinstance(error, UsageError) else f"its reference: {name}: {text}"

@@ -189,7 +189,7 @@ class TransformersTwin:
             padded = seen[0]
             if embedded.shape[:-1] != padded.shape:
                 return embedded
-            scale = embedded[~padded].float().square().mean().sqrt()
+            scale = embedded[~padded].double().square().mean().sqrt()
             signs = 1 - 2 * (torch.arange(embedded.shape[-1], device=embedded.device) % 2)
             seen.append(embedded)
             huge = (value * scale).clamp(max=torch.finfo(embedded.dtype).max / 16)
@@ -205,6 +205,16 @@ class TransformersTwin:
         if len(seen) == 1:
             raise RuntimeError("nothing embedded the rows of the batch: no place was poisoned")
         return output
+
+    def same_inputs(self, one: Batch, other: Batch) -> bool:
+        """Whether two batches give the model the same inputs, to the bit."""
+        first, second = (
+            self._source.encode(batch, device=self._device, dtype=self._dtype).inputs
+            for batch in (one, other)
+        )
+        return first.keys() == second.keys() and all(
+            torch.equal(value, second[name]) for name, value in first.items()
+        )
 
     def run_mixed(self, batch: Batch, other: Batch, part: int, parts: int) -> Output:
         """Answer a batch with the compiled twin, with part of the pixels of another.

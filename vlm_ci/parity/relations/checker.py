@@ -71,8 +71,13 @@ class RelationChecker:
         def rank(name: str) -> bytes:
             return blake2b(f"{name} {own}".encode(), digest_size=8).digest()
 
-        ranked = sorted(names, key=rank)
-        return next((name for name in ranked if not RELATIONS[name].off(self._target, batch)), "")
+        chosen = ""
+        for name in sorted(names, key=rank):
+            if reason := RELATIONS[name].off(self._target, batch):
+                self.books[name].off[reason] += 1
+            elif not chosen:
+                chosen = name
+        return chosen
 
     def check(self, batch: Batch, output: Output, names: Iterable[str]) -> Violation | None:
         """Judge a batch that was served, with ``output``, by the named relations.
@@ -118,10 +123,17 @@ class RelationChecker:
         if variant.elsewhere and any(torch.equal(base.kinds, one.kinds) for one in served):
             raise LeftOut("the target's rows stand where they stood")
         worst: Violation | None = None
+        left_out: list[LeftOut] = []
         for match in variant.matches:
-            found = self._comparer.compare(relation, base, served, match)
+            try:
+                found = self._comparer.compare(relation, base, served, match)
+            except LeftOut as reason:
+                left_out.append(reason)
+                continue
             if found is not None and (worst is None or found.ratio > worst.ratio):
                 worst = found
+        if left_out and len(left_out) == len(variant.matches):
+            raise left_out[0]
         return worst
 
     # -- serving -----------------------------------------------------------------------------
@@ -168,7 +180,8 @@ class RelationChecker:
         except Exception as error:  # the search finds it when it serves such a batch
             if internals.is_refusal(error):
                 raise LeftOut("it would compile") from error
-            raise LeftOut(f"it raised {type(error).__name__}") from error
+            text = str(error).strip().split("\n")[0][:100]
+            raise LeftOut(f"it raised {type(error).__name__}: {text}") from error
         finally:
             self._watcher.end_step()
         if self._watcher.refusals:  # swallowed: what ran in its place is not the compiled code
@@ -210,12 +223,16 @@ class RelationChecker:
 
     def _look_at_seeds(self, base: Served) -> str:
         batch = pinned(base.batch)
+        same_inputs = getattr(self._target, "same_inputs", None)
+        if same_inputs is not None:  # what the model answers may itself be at fault
+            if not same_inputs(base.batch, batch):
+                return IGNORES_SEEDS + "items that have the seed of their place are others"
+            changed = any(not same_inputs(batch, other) for other in _others(batch))
+            return "" if changed else IGNORES_SEEDS + "no input changes with them"
         fixed = msgspec.structs.replace(batch, seed=(batch.seed + 1) % (MAX_SEED + 1))
         if self._differs(base, self._serve(fixed)) and self._is_steady(base, fixed):
             return IGNORES_SEEDS + "the seed of the batch changes items that have their own"
-        other = batch
-        for _ in range(TRIES):
-            other = other_content(other)
+        for other in _others(batch):
             if self._differs(base, self._serve(other), least=0.0):
                 return ""
         return IGNORES_SEEDS + "nothing moves when they change"
@@ -240,3 +257,10 @@ class RelationChecker:
             for left, right in zip(one.rows, other.rows, strict=True)
             if len(left.places)
         )
+
+
+def _others(batch: Batch) -> Iterator[Batch]:
+    """Yield the batch with other content, a few times."""
+    for _ in range(TRIES):
+        batch = other_content(batch)
+        yield batch

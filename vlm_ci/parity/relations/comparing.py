@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from vlm_ci.families.base import KIND_NAMES, PADDING
-from vlm_ci.parity.relations.distance import ALLOWED, Row, distances, rows_of
+from vlm_ci.parity.relations.distance import ALLOWED, MOVES, Row, distances, rows_of
 from vlm_ci.parity.relations.records import Match, Relation, Violation
 
 if TYPE_CHECKING:
@@ -75,8 +75,10 @@ class Comparer:
             raise LeftOut("the request has no tokens there")
         apart = distances(one, other)
         if match.differ:
-            moved = bool((apart > 0).any())
-            return None if moved else broken(0, math.inf, "nothing moved from there on")
+            most = float(apart.max())
+            if not most < MOVES:  # NaN moves too, and is found where it must not
+                return None
+            return broken(0, math.inf, f"nothing moved from there on, by more than {most:.2g}")
         index = int(apart.argmax())
         value, allowed = float(apart[index]), self.allowed(base.batch)
         ratio = value / allowed

@@ -27,6 +27,10 @@ ALLOWED = {
     "bfloat16": 4e-1,
 }
 
+# What has to move moves by at least this, relative to its logits: an image whose features are all
+# but zero moves them in the last bits alone.
+MOVES = 1e-2
+
 CHUNK = 256  # tokens that are compared at a time: a vocabulary may be large
 
 

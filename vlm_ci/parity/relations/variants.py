@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from vlm_ci.errors import unknown_name
+from vlm_ci.errors import UsageError, unknown_name
 from vlm_ci.parity.relations import pixels
 from vlm_ci.parity.relations.records import Match, Relation, Variant
 from vlm_ci.traffic.spec import MAX_SEED, PADDING_SIDES, Batch, Image, Item, Request, Text, Video
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vlm_ci.targets.protocol import Target
     from vlm_ci.traffic.envelope import Envelope
 
+WARM_UP_ORDER = "warm-up-order"
 EXTRA_PADDING = 5  # positions, where the envelope names no bucket to pad to
 
 _OTHER_SHAPE = "another shape of the batch takes other kernels, which sum in another order"
@@ -369,8 +370,14 @@ def parse(text: str) -> tuple[str, ...]:
     """
     if text in ("all", "none"):
         return tuple(RELATIONS) if text == "all" else ()
-    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if "all" in names and "none" not in names:
+        return tuple(RELATIONS)
+    if "none" in names or not names:
+        raise UsageError(f"relations {text!r}: write all, or none, or names with commas between")
     for name in names:
+        if name == WARM_UP_ORDER:
+            raise UsageError(f"relation {name!r} takes another warm-up: --suite parity runs it")
         if name not in RELATIONS:
             raise unknown_name("relation", name, ("all", "none", *RELATIONS))
     return names
