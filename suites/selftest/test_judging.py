@@ -64,8 +64,6 @@ class Referred(ToyTarget):
 
 
 class TopK(Referred):
-    """Answers with the two most likely tokens."""
-
     def __init__(self, serve: Callable[..., torch.Tensor]) -> None:
         super().__init__(serve)
         self.capabilities = Capabilities(logits="top-k")

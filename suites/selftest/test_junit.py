@@ -169,6 +169,10 @@ def test_another_failure_does_not_hide_a_verdict(tool: Tool):
     assert tool.merge(suite(red), suite(RED), suite(GREEN)) == 1
     assert tool.cases["test_x"].find("failure").get("message") == "mismatch: text"
     assert tool.cases["test_x"].find("rerunFailure").get("message") == "assert 0"
+    assert tool.merge(suite(red), suite(RED)) == 1
+    more = xml.write(tool.folder / "more.xml", suite(GREEN))
+    assert tool("merge", "ALL.xml", more, "-o", "ALL.xml") == 1
+    assert tool.of("test_x")["vlm_ci.note"] == "failed with mismatch on attempt 1: not a flake"
 
 
 def test_what_may_be_the_machines_may_be_retried(tool: Tool):
@@ -303,6 +307,12 @@ def test_one_name_in_two_files_is_two_tests(tool: Tool):
     assert tool.merge(both, suite(one("passed", "b/test_a.py"))) == 1
     assert tool("failed", "ALL.xml") == 0
     assert tool.out == "a/test_a.py::test_x\n"
+
+
+def test_a_case_without_a_file_is_the_one_that_has_its_name(tool: Tool):
+    inherited = case("test_x", "failure", where="tests.test_a.TestA", file="lib/base.py")
+    assert tool.merge(suite(inherited), suite(case("test_x", where="tests.test_a.TestA"))) == 0
+    assert tool.of("test_x")["vlm_ci.history"] == "failed, passed"
 
 
 def test_nothing_is_printed_where_nothing_failed(tool: Tool):

@@ -161,6 +161,19 @@ def test_merging_step_by_step_is_merging_at_once(folder: Path):
     # an attempt that comes late, but ran before, changes nothing
     late = xml.write(folder / "late.xml", suite(red, at=3, vlm_ci__commit="abc"))
     assert main(["junit", "merge", "steps.xml", late, "-o", "steps.xml"]) == 0
+    assert len(xml.cases(folder / "steps.xml")["test_x"].findall("flakyFailure")) == 3
+
+
+def test_a_merged_file_keeps_number_and_commit_of_each_test(folder: Path):
+    red, green = case("test_x", "failure"), case("test_x")
+    first = xml.write(folder / "1.xml", suite(red, vlm_ci__attempt="1", vlm_ci__commit="abc"))
+    third = xml.write(folder / "3.xml", suite(red, vlm_ci__attempt="3", vlm_ci__commit="def"))
+    assert main(["junit", "merge", first, third, "-o", "ALL.xml"]) == 1
+    second = xml.write(folder / "2.xml", suite(green, vlm_ci__attempt="2", vlm_ci__commit="def"))
+    assert main(["junit", "merge", "ALL.xml", second, "-o", "two.xml"]) == 1
+    fourth = xml.write(folder / "4.xml", suite(green, vlm_ci__attempt="4", vlm_ci__commit="xyz"))
+    assert main(["junit", "merge", "ALL.xml", fourth, "-o", "four.xml"]) == 0
+    assert "vlm_ci.flaky" not in xml.properties(xml.cases(folder / "four.xml")["test_x"])
 
 
 # -- real files ------------------------------------------------------------------------------------
