@@ -298,6 +298,16 @@ def test_where_eager_is_worse_than_the_batch_its_own_error_is_the_measure():
     assert case.decided().passes
 
 
+def test_one_token_that_eager_gets_wrong_excuses_no_other():
+    for tokens, size, statistic in (([3], 8, "token"), (range(6), 6, "row")):
+        case = Case()
+        case.eager[0, 5] = (case.truth[0, 5] + 1e3 * NOISE * normal(3, VOCABULARY)).float()
+        assert case.decided().passes
+        for token in tokens:
+            case.add((0, token), size * SIGNS)
+        assert case.exceeded() == {statistic}
+
+
 def test_the_scale_of_the_logits_changes_nothing():
     case = Case()
     everywhere(case)

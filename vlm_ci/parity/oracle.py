@@ -137,8 +137,7 @@ def measure(compiled: Output, eager: Output, reference: Output, *, rule: Rule = 
         return (total / count.clamp(min=1)).sqrt()
 
     pooled = raw["token_e"].square().mean().sqrt()
-    calm = raw["token_e"].clamp(max=float(OUTLIER * raw["token_e"].median()))
-    row_noise = torch.maximum(by_row(calm), pool(raw["token_e"])).clamp(min=unit)
+    row_noise = torch.maximum(by_row(calm(raw["token_e"])), pool(raw["token_e"])).clamp(min=unit)
     return Measured(
         places=places,
         token=raw["token_c"] / noise(raw["token_e"]),
@@ -151,8 +150,14 @@ def measure(compiled: Output, eager: Output, reference: Output, *, rule: Rule = 
 
 
 def pool(values: torch.Tensor) -> torch.Tensor:
-    """Return the root mean square of values [tokens], each at most ``OUTLIER`` times the median."""
-    return values.clamp(max=float(OUTLIER * values.median())).square().mean().sqrt()
+    """Return the root mean square of values [tokens], outliers taken down (``calm``)."""
+    return calm(values).square().mean().sqrt()
+
+
+def calm(values: torch.Tensor) -> torch.Tensor:
+    """Return values [tokens], each at most ``OUTLIER`` times the median of those that are not 0."""
+    some = values[values > 0]
+    return values.clamp(max=float(OUTLIER * some.median())) if len(some) else values
 
 
 def _raw(c: torch.Tensor, e: torch.Tensor, r: torch.Tensor) -> dict[str, torch.Tensor]:
