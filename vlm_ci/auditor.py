@@ -40,12 +40,15 @@ def audit(
     examples: int = 300,
     warmup: Plan | str | Path | None = None,
     seed: int = 0,
+    reference: str = "auto",
+    relations: str = "none",
     progress: Progress | None = None,
 ) -> Result:
     """Find all root causes of a target: the result's failures, each with its smallest session.
 
     ``examples`` counts the sessions of each search; ``warmup`` is a plan, a plan file, a name, or
-    None for the default plan. The target's warm-up grows; reset or close it afterwards.
+    None for the default plan; ``reference`` and ``relations`` are as on the command line. The
+    target's warm-up grows; reset or close it afterwards.
 
     Raises:
         UsageError: a number is out of range, or there is no such plan.
@@ -55,7 +58,14 @@ def audit(
     plan = find_plan(warmup, target.envelope)
     auditor = Auditor(
         target,
-        CheckSettings(examples=examples, seed=seed, plan=plan, command="audit"),
+        CheckSettings(
+            examples=examples,
+            seed=seed,
+            plan=plan,
+            command="audit",
+            reference=reference,
+            relations=relations,
+        ),
         progress,
     )
     auditor.run()

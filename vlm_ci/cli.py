@@ -235,7 +235,10 @@ def replay(
     raise SystemExit(code)
 
 
-_OF_A_CHECK = ("warmup", "profile", "policy", "database", "corpus", "examples")
+_OF_A_CHECK = (
+    *("warmup", "profile", "policy", "database", "corpus", "examples"),
+    *("reference", "relations"),  # a synthesis compares no logits
+)
 _SYNTHESIZED = [option for option in OPTIONS if option.field not in _OF_A_CHECK]
 
 

@@ -52,6 +52,16 @@ def failure_of(kind: str, key: str = "", **changes: object) -> Failure:
     return Failure(kind=kind, key=key, **known)
 
 
+def refusal(function: str, path: str, *guards: str) -> str:
+    """What torch prints of a refused call."""
+    entries = "".join(f"\n    - 0/{n}: {guard}  # code" for n, guard in enumerate(guards))
+    failed = f"\n    triggered by the following guard failure(s):{entries}" if guards else ""
+    return (
+        "Detected recompile when torch.compile stance is 'fail_on_recompile'. filename: "
+        f"'/x/site-packages/{path}', function name: '{function}', line number: 7{failed}\n"
+    )
+
+
 @pytest.fixture
 def without_vlm_ci(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every import of vlm_ci fail in the processes that are started."""

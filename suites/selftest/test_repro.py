@@ -10,16 +10,14 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
-from repros import MODEL, ONE, WARM, check_form, failure_of, file_of
+from repros import MODEL, ONE, WARM, check_form, failure_of, file_of, refusal
 from repros import recorded as recorded
 from repros import without_vlm_ci as without_vlm_ci
 
 from vlm_ci import Image, Text, batch, evidence, repro, session
-from vlm_ci.cli import main
 from vlm_ci.evidence import FailureFile
 from vlm_ci.failures import Failure
 from vlm_ci.repro import causes, literals
-from vlm_ci.traffic.files import pretty
 
 # -- a real failure ------------------------------------------------------------------------------
 
@@ -52,16 +50,6 @@ def test_a_repaired_fault_is_marked(recorded: Path, tmp_path: Path, without_vlm_
 
 
 # -- the same cause ------------------------------------------------------------------------------
-
-
-def refusal(function: str, path: str, *guards: str) -> str:
-    """What torch prints of a refused call."""
-    entries = "".join(f"\n    - 0/{n}: {guard}  # code" for n, guard in enumerate(guards))
-    failed = f"\n    triggered by the following guard failure(s):{entries}" if guards else ""
-    return (
-        "Detected recompile when torch.compile stance is 'fail_on_recompile'. filename: "
-        f"'/x/site-packages/{path}', function name: '{function}', line number: 7{failed}\n"
-    )
 
 
 PRESENCE = failure_of(
@@ -289,35 +277,6 @@ def test_a_type_of_model_that_transformers_does_not_know(tmp_path: Path, monkeyp
     assert "transformers itself knows no image-text-to-text model of type 'llava'" in made.note
 
 
-# -- the command ---------------------------------------------------------------------------------
-
-
-def test_replay_says_what_came_of_it(recorded: Path, tmp_path: Path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    copied = tmp_path / "one"
-    copied.mkdir()
-    (copied / "failure.json").write_bytes((recorded / "failure.json").read_bytes())
-    monkeypatch.setattr(
-        repro,
-        "_run",
-        lambda lines, timeout: (1, refusal("forward", "x.py")),
-    )
-    assert main(["replay", str(copied), "--repro"]) == 1
-    shown = capsys.readouterr().out
-    assert f"repro          {copied}/repro.py does not reproduce: torch refused forward" in shown
-    monkeypatch.setattr(causes, "difference", lambda failure, returncode, output: "")
-    assert main(["replay", str(copied), "--repro"]) == 1
-    shown = capsys.readouterr().out
-    assert f"repro          {copied}/repro.py reproduces in a fresh process\n" in shown
-
-
-def test_traffic_alone_has_no_repro(tmp_path: Path, capsys):
-    path = tmp_path / "mine.json"
-    path.write_bytes(pretty(session(ONE)))
-    assert main(["replay", str(path), "--target", "toy:factory", "--repro"]) == 0
-    assert "repro          none: this is traffic alone" in capsys.readouterr().out
-
-
 # -- other kinds, run ----------------------------------------------------------------------------
 
 
@@ -403,11 +362,3 @@ def test_contexts_are_honoured(context: str, tmp_path: Path, without_vlm_ci):
     other = failure_of("recompile", guards=("GLOBAL_STATE",), traffic=session(batch(Text(9))))
     made = run(file_of(other, plan=(warm, batch(Text(7), context=context))), tmp_path)
     assert "Detected recompile" in made.output
-
-
-@pytest.mark.slow
-@pytest.mark.nightly
-def test_the_command_writes_a_script_that_reproduces(recorded: Path, capsys, without_vlm_ci):
-    assert main(["replay", str(recorded), "--repro"]) == 1
-    shown = capsys.readouterr().out
-    assert f"repro          {recorded}/repro.py reproduces in a fresh process\n" in shown
