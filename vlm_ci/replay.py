@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from vlm_ci import evidence, runner
+from vlm_ci import building, evidence
 from vlm_ci.environment import describe
 from vlm_ci.errors import UsageError
 from vlm_ci.failures import Failure, headline, render
@@ -21,6 +21,7 @@ from vlm_ci.settings import Layer, Settings
 from vlm_ci.targets.loading import is_factory
 from vlm_ci.traffic.files import pretty, read_corpus, read_traffic
 from vlm_ci.traffic.spec import TRAFFIC_SCHEMA, Session
+from vlm_ci.warmed import WarmSlot
 from vlm_ci.warmup import Plan
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ class _Bench:
         self._progress = progress
         self._target: Target | None = None
         self._key: object = None
-        self._slot = runner.WarmSlot()
+        self._slot = WarmSlot()
 
     def close(self) -> None:
         target, self._target = self._target, None
@@ -260,10 +261,10 @@ class _Bench:
             self.close()
             # The recorded plan and envelope stand for the files, which may be gone.
             known = envelope is not None
-            runner.prepare(
+            building.prepare(
                 replace(settings, warmup="default", envelope=None) if known else settings
             )
-            self._target = runner.build_target(settings, envelope=envelope)
+            self._target = building.build_target(settings, envelope=envelope)
             self._key = key
         return self._target
 
@@ -345,7 +346,7 @@ def _plan(recording: Recording, given: dict[str, Any], settings: Settings, targe
     """Return the recorded plan, unless another one is asked for."""
     file = recording.file
     if file is None or not file.plan or given.get("warmup") or given.get("target"):
-        return runner.plan_for(settings, target)
+        return building.plan_for(settings, target)
     plan = Plan(name=file.warmup, batches=file.plan)
-    runner.check_plan(plan, target.envelope)
+    building.check_plan(plan, target.envelope)
     return plan

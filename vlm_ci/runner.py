@@ -1,21 +1,19 @@
-"""From settings to a result: builds the target and the plan, checks, and writes the evidence."""
+"""From settings and a target to a result: checks, and writes the evidence."""
 
 from __future__ import annotations
 
-import weakref
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from vlm_ci import locations
+from vlm_ci.building import plan_for, target_key
 from vlm_ci.errors import UsageError
 from vlm_ci.failures import Script
 from vlm_ci.memory import Memory
 from vlm_ci.policies import Policies
 from vlm_ci.settings import Settings
 from vlm_ci.traffic.files import read_corpus
-from vlm_ci.warmup import Plan, find_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,128 +24,11 @@ if TYPE_CHECKING:
     from vlm_ci.listeners import Progress
     from vlm_ci.result import Result
     from vlm_ci.targets.protocol import Target
-    from vlm_ci.traffic.envelope import Envelope
-    from vlm_ci.warmed import Warmed
+    from vlm_ci.warmed import WarmSlot
+    from vlm_ci.warmup import Plan
 
 
 REPRO_TIMEOUT = 300.0  # seconds for one standalone script, all tries together
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """What is known before a model is built; None for a target that brings its own."""
-
-    envelope: Envelope | None
-    plan: Plan | None
-
-
-def prepare(settings: Settings) -> Prepared:
-    """Check names, files, device and envelope before anything expensive begins.
-
-    Raises:
-        UsageError: something is unknown, unreadable, or does not fit the model.
-    """
-    from vlm_ci import bugs
-    from vlm_ci.families.base import check_envelope
-    from vlm_ci.parity import relations
-    from vlm_ci.targets import loading, models, recipes
-    from vlm_ci.targets.backends import CompileOptions
-
-    CompileOptions(
-        backend=settings.backend,
-        dynamic=settings.dynamic,
-        mode=settings.mode,
-        fullgraph=settings.fullgraph,
-        recompile_limit=settings.recompile_limit,
-    )
-    recipes.load(settings.recipe)
-    relations.parse(settings.relations)
-    loading.resolve_dtype(settings.dtype)
-    loading.resolve_device(settings.device)
-    if loading.is_factory(settings.target):
-        for option, given in (("bug", settings.bug), ("envelope", settings.envelope)):
-            if given is not None:
-                raise UsageError(
-                    f"--{option} does not apply to {settings.target!r}, a target of your own: it "
-                    "brings its model and its envelope"
-                )
-        return Prepared(envelope=None, plan=None)
-    source = models.find(settings.target)
-    if settings.bug is not None:
-        planted = models.find(bugs.find(settings.bug).target).family.name
-        if planted != source.family.name:
-            raise UsageError(
-                f"--bug {settings.bug} is planted in a model of family {planted}; target "
-                f"{settings.target} is of family {source.family.name}"
-            )
-    envelope = source.family.envelope(source.config)
-    if settings.envelope is not None:
-        from vlm_ci.traffic.files import read_envelope
-
-        envelope = read_envelope(settings.envelope, envelope)
-        check_envelope(source.family, source.config, envelope)
-    return Prepared(envelope=envelope, plan=find_plan(settings.warmup, envelope))
-
-
-def build_target(settings: Settings, *, envelope: Envelope | None = None) -> Target:
-    """Load the target that the settings name, with the planted bug if they name one.
-
-    ``envelope`` stands in place of the one that the settings name.
-    """
-    from vlm_ci import bugs
-    from vlm_ci.targets.loading import load_target
-
-    bug = bugs.find(settings.bug) if settings.bug is not None else None
-    mutate = bugs.change(bug.name, repaired=settings.repaired) if bug else None
-    return load_target(
-        settings.target,
-        recipe=settings.recipe,
-        backend=settings.backend,
-        dynamic=settings.dynamic,
-        mode=settings.mode,
-        fullgraph=settings.fullgraph,
-        recompile_limit=settings.recompile_limit,
-        device=settings.device,
-        dtype=settings.dtype,
-        envelope=envelope or prepare(settings).envelope,
-        mutate=mutate,
-        in_both=bug is not None and bug.in_both,
-    )
-
-
-class WarmSlot:
-    """Remembers the target that was warmed last, so that its next run need not warm it again.
-
-    Compiled code is shared by all targets of a process, so that one is remembered, not more.
-    """
-
-    def __init__(self) -> None:
-        self._target: weakref.ref[Target] | None = None
-        self._warmed: Warmed | None = None
-
-    def take(self, target: Target, plan: Plan) -> Warmed | None:
-        """Return the warm-up that still holds for this target and plan.
-
-        A target in which something else was compiled is reset first: what it compiled for one
-        plan, or in a test, would hide what another plan lacks.
-        """
-        from vlm_ci.warmed import is_untouched
-
-        same = self._target is not None and self._target() is target
-        if same and self._warmed is not None and self._warmed.holds(target, plan):
-            return self._warmed
-        if not is_untouched(target):
-            target.reset()
-        return None
-
-    def put(self, target: Target, warmed: Warmed | None) -> None:
-        """Remember how a target was warmed; None where its warm-up did not hold."""
-        if self._warmed is not None and self._warmed is not warmed:
-            self._warmed.mark.remove()
-        try:
-            self._target, self._warmed = weakref.ref(target), warmed
-        except TypeError:  # no weak reference to it: its next run starts cold
-            self._target = self._warmed = None
 
 
 def run(
@@ -315,49 +196,9 @@ def _open_books(
     )
 
 
-def plan_for(settings: Settings, target: Target) -> Plan:
-    """Return the warm-up plan that the settings name, for this target's envelope.
-
-    Raises:
-        UsageError: there is none, or it holds batches that the envelope does not allow.
-    """
-    plan = find_plan(settings.warmup, target.envelope)
-    check_plan(plan, target.envelope)
-    return plan
-
-
-def check_plan(plan: Plan, envelope: Envelope) -> None:
-    """Refuse a plan with batches outside the envelope.
-
-    Raises:
-        UsageError: it has some; the message names the first three.
-    """
-    refused = [
-        f"batch {index}: {reason}"
-        for index, batch in enumerate(plan.batches)
-        if (reason := envelope.violation(batch))
-    ]
-    if refused:
-        raise UsageError(
-            f"warm-up plan {plan.name} holds batches outside the envelope: {'; '.join(refused[:3])}"
-        )
-
-
 def corpus_folders(settings: Settings) -> tuple[Path, ...]:
     """Return the folders of recorded traffic: our own, and the user's."""
     return (locations.fixtures() / "traffic", settings.corpus)
-
-
-# What tells one target from another, besides its warm-up.
-TARGET_FIELDS = (
-    "target", "recipe", "backend", "device", "dtype", "dynamic", "mode", "fullgraph",
-    "recompile_limit", "envelope", "bug", "repaired",
-)  # fmt: skip
-
-
-def target_key(settings: Settings) -> tuple[object, ...]:
-    """Return what tells the target of these settings from others."""
-    return tuple(getattr(settings, name) for name in TARGET_FIELDS)
 
 
 def _memory(settings: Settings, name: str) -> Memory | None:

@@ -1,7 +1,8 @@
-"""Whether an earlier warm-up of a target still holds."""
+"""Whether an earlier warm-up of a target still holds; remembers the last one."""
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -54,3 +55,36 @@ def counts(target: Target) -> tuple[Any, ...]:
     watcher = getattr(target, "watcher", None)
     seen = tuple(watcher.count(kind) for kind in LATE) if isinstance(watcher, Watcher) else (None,)
     return (stats.compiles, stats.graphs, stats.captures, *seen)
+
+
+class WarmSlot:
+    """Remembers the target that was warmed last, so that its next run need not warm it again.
+
+    Compiled code is shared by all targets of a process, so that one is remembered, not more.
+    """
+
+    def __init__(self) -> None:
+        self._target: weakref.ref[Target] | None = None
+        self._warmed: Warmed | None = None
+
+    def take(self, target: Target, plan: Plan) -> Warmed | None:
+        """Return the warm-up that still holds for this target and plan.
+
+        A target in which something else was compiled is reset first: what it compiled for one
+        plan, or in a test, would hide what another plan lacks.
+        """
+        same = self._target is not None and self._target() is target
+        if same and self._warmed is not None and self._warmed.holds(target, plan):
+            return self._warmed
+        if not is_untouched(target):
+            target.reset()
+        return None
+
+    def put(self, target: Target, warmed: Warmed | None) -> None:
+        """Remember how a target was warmed; None where its warm-up did not hold."""
+        if self._warmed is not None and self._warmed is not warmed:
+            self._warmed.mark.remove()
+        try:
+            self._target, self._warmed = weakref.ref(target), warmed
+        except TypeError:  # no weak reference to it: its next run starts cold
+            self._target = self._warmed = None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vlm_ci import Image, Model, Text, batch, families, runner, session
+from vlm_ci import Image, Model, Text, batch, building, families, runner, session
 from vlm_ci.evidence import FailureFile
 from vlm_ci.failures import Failure
 from vlm_ci.settings import Settings
@@ -110,7 +110,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "out": str(folder / "out"),
         }
     )
-    target = runner.build_target(settings)
+    target = building.build_target(settings)
     try:
         runner.run(settings, target, name=NAMED)
     finally:

@@ -11,7 +11,7 @@ import jsonschema
 import msgspec
 import pytest
 
-from vlm_ci import bugs, runner
+from vlm_ci import bugs, building, runner
 from vlm_ci.families.base import PADDING
 from vlm_ci.settings import Settings
 from vlm_ci.targets.loading import load_target
@@ -43,7 +43,7 @@ def run(tmp_path: Path, name: str, **given):
     settings = Settings.from_mapping(
         {"bug": name, "out": str(tmp_path), "examples": 60, "database": "none", **given}
     )
-    target = runner.build_target(settings)
+    target = building.build_target(settings)
     try:
         return runner.run(settings, target)
     finally:
@@ -180,7 +180,7 @@ REPORTED_WITHIN = 15.0  # seconds
 @pytest.mark.parametrize("name", VALUE_NAMES)
 def test_a_fault_of_values_is_found_from_any_seed(name: str, tmp_path: Path):
     given = {"bug": name, "out": str(tmp_path), "examples": 50, "database": "none"}
-    target, first = runner.build_target(Settings.from_mapping(given)), bugs.first(name)
+    target, first = building.build_target(Settings.from_mapping(given)), bugs.first(name)
     try:
         for seed in range(5):
             result = runner.run(Settings.from_mapping({**given, "seed": seed}), target)

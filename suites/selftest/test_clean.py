@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from vlm_ci import runner
+from vlm_ci import building, runner
 from vlm_ci.settings import Settings
 
 pytestmark = pytest.mark.slow
@@ -34,7 +34,7 @@ CLEAN_NIGHTLY = [
 
 def run(tmp_path: Path, **given):
     settings = Settings.from_mapping({"out": str(tmp_path), "database": "none", **given})
-    target = runner.build_target(settings)
+    target = building.build_target(settings)
     try:
         return runner.run(settings, target)
     finally:

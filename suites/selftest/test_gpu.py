@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vlm_ci import runner
+from vlm_ci import building, runner
 from vlm_ci.settings import Settings
 
 pytestmark = pytest.mark.gpu
@@ -23,7 +23,7 @@ def run(tmp_path: Path, **given):
             **given,
         }
     )
-    target = runner.build_target(settings)
+    target = building.build_target(settings)
     try:
         return runner.run(settings, target)
     finally:

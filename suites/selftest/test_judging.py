@@ -17,7 +17,7 @@ from exact import Exact
 from small_twin import small_twin
 from toy import ToyTarget
 
-from vlm_ci import runner
+from vlm_ci import building, runner
 from vlm_ci.checker import Checker, CheckSettings
 from vlm_ci.cli import main
 from vlm_ci.errors import UsageError
@@ -307,7 +307,7 @@ def record(tmp_path: Path, monkeypatch):
         settings = Settings.from_mapping(
             {"examples": 40, "database": "none", "out": str(tmp_path / "out"), **given}
         )
-        target = runner.build_target(settings)
+        target = building.build_target(settings)
         try:
             result = runner.run(settings, target, name=settings.target)
         finally:

@@ -15,6 +15,7 @@ from vlm_ci import (
     UsageError,
     artifacts,
     batch,
+    building,
     evidence,
     locations,
     runner,
@@ -59,7 +60,7 @@ def record(tmp_path: Path, monkeypatch):
         settings = Settings.from_mapping(
             {"target": target, "examples": 20, "database": "none", "out": "out", **given}
         )
-        built = runner.build_target(settings)
+        built = building.build_target(settings)
         try:
             runner.run(settings, built, test=TEST, name=target)
         finally:

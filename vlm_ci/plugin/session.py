@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vlm_ci.result import Result
-    from vlm_ci.runner import WarmSlot
     from vlm_ci.settings import Layer, Settings
     from vlm_ci.targets.protocol import Target
+    from vlm_ci.warmed import WarmSlot
 
 ITEM_RESULTS = pytest.StashKey[list[tuple["Result", str]]]()
 REFUSED = pytest.StashKey[bool]()
@@ -104,7 +104,7 @@ class VlmSession:
         Raises:
             UsageError: something is wrong in a marker.
         """
-        from vlm_ci.runner import target_key
+        from vlm_ci.building import target_key
 
         groups: dict[tuple[Any, ...], dict[str, list[pytest.Item]]] = {}
         for item in tests:
@@ -132,7 +132,7 @@ class VlmSession:
         Raises:
             UsageError: it cannot be built.
         """
-        from vlm_ci import runner
+        from vlm_ci import building
         from vlm_ci.targets import loading
 
         if len(settings.targets) > 1:
@@ -140,10 +140,10 @@ class VlmSession:
                 f"{settings.target!r} names several targets where only one can be taken: name them "
                 "on the command line, in the ini file or in a marker of the test itself"
             )
-        key = runner.target_key(settings)
+        key = building.target_key(settings)
         if self._target is None or self._key != key:
             self.close()
-            self._target, self._key = runner.build_target(settings), key
+            self._target, self._key = building.build_target(settings), key
             loading.release_idle = self._release
         self._busy = True
         return self._target
@@ -182,12 +182,12 @@ class VlmSession:
         """
         from dataclasses import replace
 
-        from vlm_ci import runner
+        from vlm_ci import runner, warmed
 
         carrier: Any = self.config.pluginmanager.get_plugin(CARRIER)
         out = self._out(item, settings)
         if self._slot is None:
-            self._slot = runner.WarmSlot()
+            self._slot = warmed.WarmSlot()
 
         def keep(result: Result) -> None:
             item.stash.setdefault(ITEM_RESULTS, []).append((result, str(out)))

@@ -82,7 +82,7 @@ def main(arguments: list[str]) -> int:
 
 def verify(job: Job) -> Outcome:
     """Build the job's target and verify its plan, in this process."""
-    from vlm_ci import runner
+    from vlm_ci import building
     from vlm_ci.errors import UsageError
     from vlm_ci.settings import Settings
     from vlm_ci.synthesis.bench import Bench
@@ -94,7 +94,7 @@ def verify(job: Job) -> Outcome:
     )
     target = None
     try:
-        target = runner.build_target(settings, envelope=job.envelope)
+        target = building.build_target(settings, envelope=job.envelope)
         bench = Bench(target)
         _verify(bench, job, outcome)
     except UsageError as error:

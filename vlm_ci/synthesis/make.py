@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
-from vlm_ci import artifacts, causes, environment, runner
+from vlm_ci import artifacts, building, causes, environment
 from vlm_ci.errors import UsageError
 from vlm_ci.failures import Failure, Finding
 from vlm_ci.result import Growth, Result, Synthesis, Warmup, verdict
@@ -59,8 +59,8 @@ def synthesize(settings: Settings, progress: Progress) -> Result:
         UsageError: bad input, or a target that breaks its protocol.
     """
     check(settings)
-    runner.prepare(replace(settings, warmup="default"))
-    target = runner.build_target(settings)
+    building.prepare(replace(settings, warmup="default"))
+    target = building.build_target(settings)
     try:
         return Synthesizer(settings, target, progress).run()
     finally:

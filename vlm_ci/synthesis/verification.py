@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from vlm_ci import runner
+from vlm_ci import building
 from vlm_ci.errors import UsageError
 from vlm_ci.synthesis.cold import PROGRESS, Job, Outcome
 
@@ -39,7 +39,7 @@ def verify(
     Raises:
         UsageError: the target cannot be built there, or the process died.
     """
-    kept = {name: getattr(settings, name) for name in runner.TARGET_FIELDS if name != "envelope"}
+    kept = {name: getattr(settings, name) for name in building.TARGET_FIELDS if name != "envelope"}
     job = Job(
         settings=kept,
         envelope=envelope,

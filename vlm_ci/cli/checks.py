@@ -1,5 +1,4 @@
-"""The command line. Exit codes: 0 clean, 1 something found, 2 interrupted, 3 our own error,
-4 wrong usage or bad input, 5 nothing ran."""
+"""run, audit, replay and warmup: the commands that build a target."""
 
 from __future__ import annotations
 
@@ -10,59 +9,27 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vlm_ci.cli.base import (
+    CLEAN,
+    FOUND,
+    INTERRUPTED,
+    NOTHING_RAN,
+    OWN_ERROR,
+    add_options,
+    cli,
+    end_as_ctrl_c_does,
+)
 from vlm_ci.errors import UsageError
 from vlm_ci.options import DEFAULT_CORPUS, DEFAULT_OUT, OPTIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-
-    from vlm_ci.options import Option
+    from collections.abc import Sequence
 
 SUITES = ("recompile", "parity")
-CLEAN, FOUND, INTERRUPTED, OWN_ERROR, BAD_INPUT, NOTHING_RAN = range(6)
-
-
-class _Group(click.Group):
-    """A group that suggests the nearest command for an unknown one."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in self.commands and not args[0].startswith("-"):
-            from vlm_ci.errors import unknown_name
-
-            raise click.UsageError(str(unknown_name("command", args[0], self.commands)), ctx)
-        return super().resolve_command(ctx, args)
-
-
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="vlm-ci")
-def cli() -> None:
-    """Regression tests for compiled vision-language models.
-
-    Sends random mixes of text, image and video through a compiled model, and fails on anything
-    that compiles after warm-up or answers otherwise than eager does.
-    """
-
-
-def _options(options: Iterable[Option]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(list(options)):
-            if option.kind is bool:
-                names = f"--{option.name}/--no-{option.name}"
-                decorate = click.option(names, default=None, help=option.help)
-            else:
-                decorate = click.option(
-                    f"--{option.name}", type=option.kind, metavar=option.metavar, help=option.help
-                )
-            command = decorate(command)
-        return command
-
-    return add
 
 
 @cli.command()
-@_options(OPTIONS)
+@add_options(OPTIONS)
 @click.option(
     "--suite",
     type=click.Choice(SUITES),
@@ -78,27 +45,22 @@ def run(pytest_args: tuple[str, ...], suite: str, **given: Any) -> None:
     from vlm_ci.settings import Settings
 
     settings = Settings.from_mapping(given)
-    from vlm_ci import artifacts, locations, runner
+    from vlm_ci import artifacts, building, locations
     from vlm_ci.report.progress import TerminalProgress
 
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, end_as_ctrl_c_does)
     # pytest captures the terminal's descriptors; the progress line needs one of its own.
     with os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding="utf-8") as stream:
         progress = TerminalProgress(stream)
         try:
             progress.note("loading torch and transformers")
             for name in settings.targets:
-                runner.prepare(settings.for_target(name))
+                building.prepare(settings.for_target(name))
             artifacts.check(settings.out)
             code = _pytest(given, pytest_args, progress, str(locations.suites()), suite)
         finally:
             progress.close()
     raise SystemExit(code)
-
-
-def _interrupt(number: int, frame: object) -> None:
-    """End as Ctrl-C does, so that what was found is kept: a cancelled CI job sends SIGTERM."""
-    raise KeyboardInterrupt
 
 
 def _pytest(
@@ -151,7 +113,7 @@ def _pytest(
 
 
 @cli.command()
-@_options(OPTIONS)
+@add_options(OPTIONS)
 @click.option("--repro/--no-repro", default=True, help="write a standalone script for each cause")
 def audit(repro: bool, **given: Any) -> None:
     """Find all root causes: search, shrink, add what was found to the warm-up, search again.
@@ -164,18 +126,18 @@ def audit(repro: bool, **given: Any) -> None:
     settings = Settings.from_mapping(given)
     if len(settings.targets) > 1:
         raise UsageError(f"--target {settings.target!r}: an audit takes one target")
-    from vlm_ci import artifacts, runner
+    from vlm_ci import artifacts, building, runner
     from vlm_ci.failures import render
     from vlm_ci.report.progress import TerminalProgress
     from vlm_ci.report.terminal import summary
 
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, end_as_ctrl_c_does)
     progress = TerminalProgress(sys.stderr)
     try:
         progress.note("loading torch and transformers")
-        runner.prepare(settings)
+        building.prepare(settings)
         artifacts.check(settings.out)
-        target = runner.build_target(settings)
+        target = building.build_target(settings)
         try:
             result = runner.audit(settings, target, progress, repros=repro, say=progress.note)
             geometry = target.envelope.geometry
@@ -209,7 +171,7 @@ _REPLAYED = [option for option in OPTIONS if option.field not in _OF_A_SEARCH]
 @click.option(
     "--out", metavar="DIR", default=DEFAULT_OUT, help="the results to look a node id up in"
 )
-@_options(_REPLAYED)
+@add_options(_REPLAYED)
 def replay(
     failure: str, keep: bool, repro: bool, corpus: str | None, out: str, **given: Any
 ) -> None:
@@ -251,7 +213,7 @@ _SYNTHESIZED = [option for option in OPTIONS if option.field not in _OF_A_CHECK]
     show_default=True,
     help="how many further sessions the plan has to hold for",
 )
-@_options(_SYNTHESIZED)
+@add_options(_SYNTHESIZED)
 def warmup(examples: int, **given: Any) -> None:
     """Make a warm-up plan for an envelope, as small as it gets: OUT/plan.json.
 
@@ -266,7 +228,7 @@ def warmup(examples: int, **given: Any) -> None:
     from vlm_ci.report.progress import TerminalProgress
     from vlm_ci.synthesis import make
 
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, end_as_ctrl_c_does)
     progress = TerminalProgress(sys.stderr)
     try:
         progress.note("loading torch and transformers")
@@ -278,122 +240,3 @@ def warmup(examples: int, **given: Any) -> None:
         click.echo(text)
     codes = {"clean": CLEAN, "interrupted": INTERRUPTED}
     raise SystemExit(codes.get(result.verdict, FOUND))
-
-
-@cli.command()
-@click.option("--json", "as_json", is_flag=True, help="as JSON")
-@click.option("--thorough", is_flag=True, help="also compile with Inductor, which takes longer")
-@click.option("--out", metavar="DIR", default=DEFAULT_OUT, help="the folder for results to look at")
-def doctor(as_json: bool, thorough: bool, out: str) -> None:
-    """Say what this machine has, which observers work, and what to do about the rest."""
-    from pathlib import Path
-
-    from vlm_ci import doctor as checks
-
-    report = checks.report(Path(out), thorough=thorough)
-    if as_json:
-        from vlm_ci.traffic.files import pretty
-
-        click.echo(pretty(report).decode(), nl=False)
-    else:
-        click.echo(checks.render(report), nl=False)
-    raise SystemExit(CLEAN if report.ok else FOUND)
-
-
-@cli.command()
-@click.option("--bugs", is_flag=True, help="list the planted bugs instead")
-@click.option("--json", "as_json", is_flag=True, help="as JSON")
-def targets(bugs: bool, as_json: bool) -> None:
-    """List what can be tested here: tiny models, families and recipes, or the planted bugs."""
-    from vlm_ci import listing
-
-    click.echo(listing.bugs(as_json) if bugs else listing.targets(as_json), nl=False)
-
-
-@cli.group(cls=_Group)
-def junit() -> None:
-    """Join the JUnit files of shards and attempts, and say what to run again."""
-
-
-@junit.command()
-@click.argument("files", nargs=-1, required=True, metavar="A.xml B.xml ...")
-@click.option("-o", "--output", required=True, metavar="ALL.xml", help="the file to write")
-@click.option("--expect", metavar="FILE", help="node ids that must be there, one a line")
-@click.option(
-    "--shards", type=click.IntRange(min=1), metavar="N", help="how many shards there must be"
-)
-def merge(files: tuple[str, ...], output: str, expect: str | None, shards: int | None) -> None:
-    """Join JUnit files by test: the last attempt stands, and the history is kept.
-
-    A test that failed and then passed is flaky; one that failed with a mismatch, a recompile or
-    another verdict stays failed, whatever a rerun says. What is missing is a failure. Exit code 0:
-    nothing failed in the end; 1: something did or is missing; 5: there is no test.
-    """
-    from pathlib import Path
-
-    from vlm_ci.junit import commands
-
-    listed = Path(expect) if expect else None
-    paths = [Path(name) for name in files]
-    merged = commands.merge(paths, Path(output), expect=listed, shards=shards, say=click.echo)
-    if any(test.broken for test in merged.tests):
-        raise SystemExit(FOUND)
-    raise SystemExit(CLEAN if merged.tests else NOTHING_RAN)
-
-
-@junit.command()
-@click.argument("file", metavar="ALL.xml")
-@click.option(
-    "--infrastructure/--product",
-    default=None,
-    help="only failures of the infrastructure, or only the others",
-)
-def failed(file: str, infrastructure: bool | None) -> None:
-    """Print the node ids to run again, one a line: failed, broken or missing tests.
-
-    For example: vlm-ci junit failed ALL.xml | xargs -r -d '\\n' pytest. Nothing is printed where
-    nothing failed; the exit code is 0 in both cases, for merge has said it.
-    """
-    from pathlib import Path
-
-    from vlm_ci.junit import commands
-
-    def warn(text: str) -> None:
-        click.echo(f"vlm-ci: {text}", err=True)
-
-    commands.failed(Path(file), infrastructure=infrastructure, say=click.echo, warn=warn)
-
-
-def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code; never a traceback for a user's mistake."""
-    try:
-        cli.main(
-            args=list(args) if args is not None else None, prog_name="vlm-ci", standalone_mode=False
-        )
-    except UsageError as error:
-        click.echo(f"vlm-ci: {error}", err=True)
-        return BAD_INPUT
-    except click.ClickException as error:
-        error.show()
-        return BAD_INPUT
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("vlm-ci: interrupted", err=True)
-        return INTERRUPTED
-    except SystemExit as error:
-        return error.code if isinstance(error.code, int) else OWN_ERROR
-    except Exception:
-        click.echo("vlm-ci: an error of vlm_ci's own; please report it with this text:", err=True)
-        import traceback
-
-        traceback.print_exc()
-        return OWN_ERROR
-    return CLEAN
-
-
-def entry() -> None:
-    """The console script."""
-    raise SystemExit(main())
-
-
-if __name__ == "__main__":
-    entry()
