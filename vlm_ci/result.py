@@ -32,6 +32,8 @@ class Traffic(msgspec.Struct, kw_only=True):
 class Warmup(msgspec.Struct, kw_only=True):
     """What warm-up compiled. ``compiles`` are Dynamo compilations (one for each frame),
     ``graphs`` calls of the backend. ``reused`` says that an earlier run over this target did it.
+    ``frames`` counts compiles by the place of the frame, as ``function (file:line)``, ``breaks``
+    graph breaks by their reason.
     """
 
     plan: str = ""
@@ -43,6 +45,8 @@ class Warmup(msgspec.Struct, kw_only=True):
     seconds: float = 0.0
     converged: bool = False
     reused: bool = False
+    frames: dict[str, int] = {}
+    breaks: dict[str, int] = {}
 
 
 class Regions(msgspec.Struct, kw_only=True):
@@ -120,6 +124,40 @@ class Parity(msgspec.Struct, kw_only=True):
     tokens_compared: int = 0
     worst: Worst | None = None
     canary: Canary = msgspec.field(default_factory=Canary)
+
+
+class Change(msgspec.Struct, kw_only=True):
+    """One line in which a run differs from its baseline; ``worse`` says that it fails the run."""
+
+    field: str
+    before: str
+    after: str
+    worse: bool
+
+
+class BaselineUse(msgspec.Struct, kw_only=True):
+    """The comparison with a stored baseline.
+
+    ``path`` is the file, empty where there is none; ``notes`` say what could not be compared, such
+    as that it was written with other versions. ``updated`` says that this run rewrote it.
+    """
+
+    path: str = ""
+    changes: list[Change] = []
+    notes: list[str] = []
+    updated: bool = False
+
+
+class CacheUse(msgspec.Struct, kw_only=True):
+    """The compile cache that a run began with: ``state`` is "cold", "warm" or "ignored" (``note``
+    says why). ``hits`` counts graphs that came from it, ``misses`` those that were compiled."""
+
+    folder: str
+    key: str
+    state: str
+    note: str = ""
+    hits: int | None = None
+    misses: int | None = None
 
 
 class Audit(msgspec.Struct, kw_only=True):
@@ -257,7 +295,11 @@ class Synthesis(msgspec.Struct, kw_only=True):
 
 
 class Result(msgspec.Struct, kw_only=True):
-    """One run of one target; ``test`` is the node id of the test, empty outside pytest."""
+    """One run of one target; ``test`` is the node id of the test, empty outside pytest.
+
+    ``shard`` is "I/N", empty where the work is not split; ``commit`` and ``attempt`` are the CI's,
+    empty and 0 where it states none.
+    """
 
     schema: str = RESULT_SCHEMA
     command: str
@@ -268,12 +310,17 @@ class Result(msgspec.Struct, kw_only=True):
     environment: dict[str, Any]
     seed: int
     test: str = ""
+    shard: str = ""
+    commit: str = ""
+    attempt: int = 0
     warnings: list[str] = []
     traffic: Traffic = msgspec.field(default_factory=Traffic)
     warmup: Warmup = msgspec.field(default_factory=Warmup)
     strict: Strict = msgspec.field(default_factory=Strict)
     parity: Parity = msgspec.field(default_factory=Parity)
     audit: Audit | None = None
+    baseline: BaselineUse | None = None
+    cache: CacheUse | None = None
     watch: list[Watched] = []
     synthesis: Synthesis | None = None
     failures: list[Failure] = []
