@@ -308,6 +308,17 @@ def test_one_token_that_eager_gets_wrong_excuses_no_other():
         assert case.exceeded() == {statistic}
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_errors_of_two_sizes_in_one_request_are_no_mismatch(seed: int):
+    """As where the vision tower multiplies in TF32, and text before an image is exact."""
+    case = Case(seed, size=NOISE)
+    for token in (2, 3, 4, 5):
+        for answer, shift in ((case.eager, 5), (case.compiled, 6)):
+            error = 1e4 * NOISE * normal(10 * seed + token + shift, VOCABULARY)
+            answer[0, token] = (case.truth[0, token] + error).float()
+    assert case.decided().passes, case.decided()
+
+
 def test_the_scale_of_the_logits_changes_nothing():
     case = Case()
     everywhere(case)

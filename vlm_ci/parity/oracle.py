@@ -30,7 +30,7 @@ class Rule:
     are relative to the root mean square (RMS) of r:
 
     - ``token``: RMS(c - r) against RMS(e - r);
-    - ``row``: the same, over all tokens of a request;
+    - ``row``: the root mean square of ``token`` over a request, for what no token shows alone;
     - ``peak``: max|c - r| against max|e - r|, for a fault in few logits;
     - ``rank``: by how much r prefers a token that c left out of its k most likely ones to one that
       it put in, for k in ``TOP``, against max|e - r|. Nothing is asked where r itself is
@@ -137,11 +137,11 @@ def measure(compiled: Output, eager: Output, reference: Output, *, rule: Rule = 
         return (total / count.clamp(min=1)).sqrt()
 
     pooled = raw["token_e"].square().mean().sqrt()
-    row_noise = torch.maximum(by_row(calm(raw["token_e"])), pool(raw["token_e"])).clamp(min=unit)
+    token = raw["token_c"] / noise(raw["token_e"])
     return Measured(
         places=places,
-        token=raw["token_c"] / noise(raw["token_e"]),
-        row=(by_row(raw["token_c"]) / row_noise)[rows],
+        token=token,
+        row=by_row(token)[rows],
         peak=raw["peak_c"] / noise(raw["peak_e"]),
         rank=raw["rank_c"] / noise(raw["peak_e"]),
         kl=raw["kl_c"] / noise(raw["kl_e"]),
