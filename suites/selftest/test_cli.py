@@ -64,6 +64,10 @@ def test_doctor_says_whether_this_machine_is_ready(tmp_path: Path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ok       refused calls" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("ready")
+
+
+@pytest.mark.nightly
+def test_doctor_says_what_is_broken(tmp_path: Path):
     broken = vlm_ci("doctor", "--json", cwd=tmp_path, TORCHDYNAMO_DISABLE="1")
     assert broken.returncode == 1
     report = json.loads(broken.stdout)

@@ -58,7 +58,8 @@ def occurs(shown: str, output: list[str]) -> bool:
     return any(re.fullmatch(pattern, line) for line in output)
 
 
-SLOW = ("llava", "own_family", "engine_over_pipe")  # compile a real model, or start a child
+# By night: what compiles a second real model, or starts a child process.
+NIGHTLY = ("llava", "engine_over_pipe")
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ SLOW = ("llava", "own_family", "engine_over_pipe")  # compile a real model, or s
         pytest.param(
             block,
             id=block[0].text,
-            marks=[pytest.mark.slow] if any(name in block[0].text for name in SLOW) else [],
+            marks=[pytest.mark.nightly] if any(name in block[0].text for name in NIGHTLY) else [],
         )
         for block in blocks()
     ],

@@ -36,6 +36,7 @@ def test_a_recompile_reproduces_without_vlm_ci(recorded: Path, without_vlm_ci):
     assert causes.difference(file.failure, 1, made.output) == ""
 
 
+@pytest.mark.nightly
 def test_a_repaired_fault_is_marked(recorded: Path, tmp_path: Path, without_vlm_ci):
     """The failing batch is part of the warm-up: nothing is refused any more."""
     file = evidence.read(recorded / "failure.json").file

@@ -98,6 +98,7 @@ def test_a_plan_is_made_verified_and_read_again(tmp_path, capsys):
     assert len(plan.batches) == books.batches
 
 
+@pytest.mark.nightly
 def test_the_fresh_process_catches_a_plan_in_the_wrong_order():
     settings = Settings(target="synthesis_targets:Bucketing")
     envelope = Bucketing().envelope
