@@ -23,6 +23,7 @@ from vlm_ci.watch import internals
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from vlm_ci.caching.use import CompileCache
     from vlm_ci.listeners import Journal, Progress
     from vlm_ci.strict import StrictRunner
     from vlm_ci.targets.protocol import Target
@@ -98,9 +99,9 @@ class Auditor:
         """What was found."""
         return self._checker.result
 
-    def keep_in(self, journal: Journal) -> None:
-        """Let a journal keep what the audit finds."""
-        self._checker.keep_in(journal)
+    def keep_in(self, journal: Journal, cache: CompileCache | None = None) -> None:
+        """Let a journal keep what the audit finds; warm up from a cache, if one is given."""
+        self._checker.keep_in(journal, cache)
 
     def run(self) -> None:
         """Warm up, then search and extend until a whole search finds nothing new."""

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from vlm_ci.caching.use import CompileCache
     from vlm_ci.memory import Memory
     from vlm_ci.traffic.spec import Session
 
@@ -153,10 +154,12 @@ class Checker:
         self._watcher = Watcher(info.device if known else "cuda")
         self.keep_in(journal or Silent())
 
-    def keep_in(self, journal: Journal) -> None:
-        """Let a journal keep what the run finds."""
+    def keep_in(self, journal: Journal, cache: CompileCache | None = None) -> None:
+        """Let a journal keep what the run finds; warm up from a cache, if one is given."""
         self.journal = journal
-        self.warmer = Warmer(self.target, self.watcher, progress=self.progress, journal=journal)
+        self.warmer = Warmer(
+            self.target, self.watcher, progress=self.progress, journal=journal, cache=cache
+        )
         self.explorer = Explorer(
             self.target, self.result, journal=journal, progress=self.progress, save=self.save
         )
@@ -290,9 +293,7 @@ class Checker:
         for failure, count in findings:
             policy = self.settings.policies.of(failure.kind)
             occurred[failure.kind] += count
-            if policy == "off":
-                continue
-            if identity(failure) in reported:
+            if policy == "off" or identity(failure) in reported:
                 continue
             if not self.settings.policies.tolerates(failure.kind, occurred[failure.kind]):
                 self.result.failures.append(failure)

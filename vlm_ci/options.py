@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 PROFILES = {"local": 100, "ci": 300, "nightly": 3000}
 REFERENCES = ("auto", "none")
+CACHE_SCOPES = ("auto", "trusted", "untrusted")
 DEFAULT_TARGET = "qwen3-vl-tiny"
 DEFAULT_RECIPE = "decoder-layers"
 DEFAULT_OUT = "vlm-ci-out"
@@ -141,5 +142,27 @@ OPTIONS = (
         kind=int,
         metavar="N",
         help="torch's recompile limit (default: torch's own)",
+    ),
+    Option(
+        name="cache",
+        metavar="DIR",
+        file=True,
+        per_test=False,
+        help="a folder that keeps what Inductor and Triton compiled for the next run, or none "
+        "(default none)",
+    ),
+    Option(
+        name="cache-scope",
+        metavar="NAME",
+        per_test=False,
+        help="with a cache: trusted runs read and save it, untrusted ones only read what trusted "
+        "ones saved; auto asks the CI whose code runs (default auto)",
+    ),
+    Option(
+        name="cache-lock",
+        metavar="FILE",
+        file=True,
+        per_test=False,
+        help="with a cache: a lock or constraints file; another content is another cache",
     ),
 )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vlm_ci.artifacts import ResultsFolder
+    from vlm_ci.caching.use import CompileCache
     from vlm_ci.checker import CheckSettings
     from vlm_ci.listeners import Progress
     from vlm_ci.result import Result
@@ -68,9 +69,9 @@ def run(
         warmed=slot.take(target, plan) if slot is not None else None,
     )
     result = checker.result
-    checker.keep_in(
-        _open_books(settings, target, plan, result, test=test, name=name, ignored=ignored)
-    )
+    cache = None if checker.warmed is not None else _cache(settings, result)
+    books = _open_books(settings, target, plan, result, test=test, name=name, ignored=ignored)
+    checker.keep_in(books, cache)
     try:
         checker.run()
     except UsageError:
@@ -79,6 +80,8 @@ def run(
         keep(result)
         raise
     finally:
+        if cache is not None:
+            cache.close()
         if slot is not None:
             slot.put(target, checker.warmed)
     keep(result)
@@ -113,9 +116,14 @@ def audit(
         target, _check_settings(settings, target, plan, name=name, command="audit"), progress
     )
     result = auditor.result
+    cache = _cache(settings, result)
     books = _open_books(settings, target, plan, result, test="", name=name, ignored=ignored)
-    auditor.keep_in(books)
-    auditor.run()
+    auditor.keep_in(books, cache)
+    try:
+        auditor.run()
+    finally:
+        if cache is not None:
+            cache.close()
     if repros and result.verdict != "interrupted":
         _write_repros(books, result, say)
     return result
@@ -207,6 +215,28 @@ def _memory(settings: Settings, name: str) -> Memory | None:
         return None
     parts = (name, *target_key(settings)[1:], settings.warmup)
     return Memory.in_folder(settings.database, " ".join(map(str, parts)))
+
+
+def _cache(settings: Settings, result: Result) -> CompileCache | None:
+    """Return the cache that the settings name, its record and its warnings in the result.
+
+    Raises:
+        UsageError: the lock file cannot be read.
+    """
+    if settings.cache is None:
+        return None
+    from vlm_ci.caching.use import CompileCache
+
+    cache = CompileCache(
+        settings.cache,
+        device=str(result.options["device"]),
+        backend=result.backend,
+        scope=settings.cache_scope,
+        lock=settings.cache_lock,
+        warn=result.warnings.append,
+    )
+    result.cache = cache.use
+    return cache
 
 
 def _ignored(settings: Settings, *, own: bool) -> list[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vlm_ci import policies
 from vlm_ci.errors import UsageError, unknown_name
 from vlm_ci.options import (
+    CACHE_SCOPES,
     DEFAULT_CORPUS,
     DEFAULT_DATABASE,
     DEFAULT_OUT,
@@ -76,6 +77,9 @@ class Settings:
     reference: str = "auto"
     relations: str = "none"
     recompile_limit: int | None = None
+    cache: Path | None = None
+    cache_scope: str = "auto"
+    cache_lock: Path | None = None
 
     @classmethod
     def from_mapping(cls, given: Mapping[str, Any]) -> Settings:
@@ -185,7 +189,9 @@ def _value(option: Option, name: str, value: Any, folder: Path | None) -> Any:
         return policies.parse(value, name)
     if field == "reference" and value not in REFERENCES:
         raise unknown_name(f"value for {name}", value, REFERENCES)
-    if field == "database" and value == "none":
+    if field == "cache_scope" and value not in CACHE_SCOPES:
+        raise unknown_name(f"value for {name}", value, CACHE_SCOPES)
+    if field in ("database", "cache") and value == "none":
         return None
     if field == "warmup":
         path = _placed(value, folder)
@@ -193,10 +199,12 @@ def _value(option: Option, name: str, value: Any, folder: Path | None) -> Any:
     if not option.file:
         return value
     path = _placed(value, folder)
-    if field in ("out", "corpus", "database") and path.exists() and not path.is_dir():
+    if field in ("out", "corpus", "database", "cache") and path.exists() and not path.is_dir():
         raise UsageError(f"{name} {value} is a file: name a folder")
     if field == "corpus" and not path.is_dir():
         raise UsageError(f"{name} {value} is not there: name a folder of traffic files")
+    if field == "cache_lock" and not path.is_file():
+        raise UsageError(f"{name} {value} is not there: name a lock or constraints file")
     return path
 
 

@@ -12,6 +12,7 @@ from vlm_ci.warmup import MAX_ROUNDS, Plan, WarmupReport, increase, run_rounds
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vlm_ci.caching.use import CompileCache
     from vlm_ci.listeners import Journal, Progress
     from vlm_ci.targets.protocol import Target
     from vlm_ci.watch.events import Event
@@ -19,24 +20,44 @@ if TYPE_CHECKING:
 
 
 class Warmer:
-    """Warms one target up, as often as it is asked to."""
+    """Warms one target up, as often as it is asked to; with a ``cache``, from what it holds."""
 
     def __init__(
-        self, target: Target, watcher: Watcher, *, progress: Progress, journal: Journal
+        self,
+        target: Target,
+        watcher: Watcher,
+        *,
+        progress: Progress,
+        journal: Journal,
+        cache: CompileCache | None = None,
     ) -> None:
         self._target = target
         self._watcher = watcher
         self._progress = progress
         self._journal = journal
+        self._cache = cache
 
     def run(self, report: WarmupReport, *, max_rounds: int = MAX_ROUNDS) -> None:
         """Run the report's plan round after round until a round compiles nothing.
 
-        The report is valid also where this raises.
+        The report is valid also where this raises. Its seconds include loading the cache.
 
         Raises:
             Finding: a batch of the plan raised.
         """
+        if self._cache is None:
+            self._run(report, max_rounds)
+            return
+        loading = self._cache.load()
+        try:
+            with self._cache.counting():
+                self._run(report, max_rounds)
+        finally:
+            report.seconds += loading
+        if report.converged:
+            self._cache.save()
+
+    def _run(self, report: WarmupReport, max_rounds: int) -> None:
         self._watcher.begin("warmup")
         batches = len(report.plan.batches)
         run_rounds(

@@ -153,7 +153,8 @@ def audit(repro: bool, **given: Any) -> None:
     raise SystemExit(codes.get(result.verdict, FOUND))
 
 
-_OF_A_SEARCH = ("examples", "profile", "seed", "database", "corpus", "out")
+_OF_THE_CACHE = ("cache", "cache_scope", "cache_lock")
+_OF_A_SEARCH = ("examples", "profile", "seed", "database", "corpus", "out", *_OF_THE_CACHE)
 _REPLAYED = [option for option in OPTIONS if option.field not in _OF_A_SEARCH]
 
 
@@ -200,6 +201,7 @@ def replay(
 _OF_A_CHECK = (
     *("warmup", "profile", "policy", "database", "corpus", "examples"),
     *("reference", "relations"),  # a synthesis compares no logits
+    *_OF_THE_CACHE,  # and counts what a cold start compiles
 )
 _SYNTHESIZED = [option for option in OPTIONS if option.field not in _OF_A_CHECK]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from vlm_ci.failures import headline
 
 if TYPE_CHECKING:
-    from vlm_ci.result import Audit, Result, Tolerated
+    from vlm_ci.result import Audit, CacheUse, Result, Tolerated
 
 
 MOST_TOLERATED = 5
@@ -21,6 +21,8 @@ def summary(result: Result, out: str = "") -> list[str]:
         line("environment", _environment(result)),
         line("warm-up", warmup_line(result)),
     ]
+    if result.cache is not None:
+        lines.append(line("cache", _cache(result.cache)))
     if result.strict.batches or result.traffic.examples:
         lines += [
             line("traffic", _traffic(result)),
@@ -87,6 +89,11 @@ def warmup_line(result: Result) -> str:
         f"plan {warm.plan}: {warm.batches} batches, {warm.rounds} rounds, {warm.compiles} compiles "
         f"({warm.graphs} graphs, {warm.graph_breaks} graph breaks) in {warm.seconds:.1f} s; {end}"
     )
+
+
+def _cache(use: CacheUse) -> str:
+    graphs = f"{use.hits} graphs from it, {use.misses} compiled" if use.hits is not None else ""
+    return "; ".join(filter(None, (f"{use.state} from {use.folder}/{use.key}", graphs, use.note)))
 
 
 def _traffic(result: Result) -> str:
