@@ -35,6 +35,9 @@ VALUES = {
     "reference": ("none", "auto"),
     "relations": ("all", "alone"),
     "recompile_limit": (31, 32),
+    "cache": ("cache-one", "cache-two"),
+    "cache_scope": ("trusted", "untrusted"),
+    "cache_lock": ("lock-one", "lock-two"),
 }
 READ = """
     import json, os
@@ -73,8 +76,9 @@ def seen_by(pytester: pytest.Pytester, field: str, source: str, *more: str) -> o
     sources = ["ini", "marker", "arguments"]
     rank = sources.index(source)
     given = {name: first if name == source else second for name in sources[: rank + 1]}
-    for folder in ("corpus-one", "corpus-two"):
-        (pytester.path / folder).mkdir(exist_ok=True)
+    for number in ("one", "two"):
+        (pytester.path / f"corpus-{number}").mkdir(exist_ok=True)
+        (pytester.path / f"lock-{number}").touch()
     marker = given.get("marker") if option.per_test else None
     bug = "bug='static-size', " if field == "repaired" else ""
     pytester.makepyfile(
@@ -106,7 +110,8 @@ def test_each_option_from_each_source(pytester: pytest.Pytester, field: str, sou
     first = VALUES[field][0]
     expected = as_setting(field, first)
     seen = seen_by(pytester, field, source, "-p", "no:xdist")
-    if field in ("envelope", "corpus", "database", "out") and source != "arguments":
+    files = ("envelope", "corpus", "database", "out", "cache", "cache_lock")
+    if field in files and source != "arguments":
         expected = str(pytester.path / first)
     assert seen == expected
 
@@ -114,6 +119,7 @@ def test_each_option_from_each_source(pytester: pytest.Pytester, field: str, sou
 def test_every_option_reaches_a_worker(pytester: pytest.Pytester):
     """In workers too, from the command line, which wins over ini file and marker."""
     (pytester.path / "corpus-one").mkdir()
+    (pytester.path / "lock-one").touch()
     fields = {option.field: option for option in OPTIONS}
     weaker = ", ".join(
         f"{field}={second!r}"
@@ -183,6 +189,9 @@ BAD_OPTIONS = {
     "--vlm-target=": "--vlm-target is empty",
     "--vlm-corpus=absent": "--vlm-corpus absent is not there",
     "--vlm-out=test_bad_options.py": "--vlm-out test_bad_options.py is a file",
+    "--vlm-cache=test_bad_options.py": "--vlm-cache test_bad_options.py is a file",
+    "--vlm-cache-scope=trustd": "unknown value for --vlm-cache-scope 'trustd'",
+    "--vlm-cache-lock=absent": "--vlm-cache-lock absent is not there",
     "--vlm-targt=x": "unrecognized arguments: --vlm-targt=x",
     "--vlm-policy=stal=off": "unknown kind in --vlm-policy 'stal': did you mean 'stall'",
     "--vlm-policy=mismatch=off": "unknown kind in --vlm-policy 'mismatch'",

@@ -17,12 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _PREFIXES = ("TORCHINDUCTOR_", "TRITON_")
-_NAMES = ("CC", "CXX", "CUDA_HOME")
-# Where things lie and how many work on them: neither changes what is compiled.
-_LEFT_OUT = (
-    *("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TRITON_HOME", "TRITON_DUMP_DIR"),
-    *("TORCHINDUCTOR_COMPILE_THREADS", "TORCHINDUCTOR_WORKER_START"),
-)
+_NAMES = ("CC", "CXX")
+# Where things lie and how many work on them. Inductor sets some of these by itself, so that they
+# would make another key of a process that has compiled already.
+_PLACES = ("_DIR", "_PATH", "_HOME")
+_WORKERS = ("TORCHINDUCTOR_COMPILE_THREADS", "TORCHINDUCTOR_WORKER_START")
 
 
 class Parts(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,7 +66,9 @@ def parts(
         environment={
             name: value
             for name, value in sorted(env.items())
-            if (name.startswith(_PREFIXES) or name in _NAMES) and name not in _LEFT_OUT
+            if (name.startswith(_PREFIXES) or name in _NAMES)
+            and not name.endswith(_PLACES)
+            and name not in _WORKERS
         },
         lock=_digest_of(lock),
     )
