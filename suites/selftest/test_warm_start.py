@@ -67,6 +67,7 @@ def check(folder: Path) -> tuple[CompileCache, Result, Counter[str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_warm_start_finds_what_a_cold_one_finds(tmp_path: Path):
     cold_cache, cold, cold_events = check(tmp_path / "one")
     shutil.copytree(tmp_path / "one", tmp_path / "two")  # another bundle, another folder
