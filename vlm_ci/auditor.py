@@ -197,7 +197,7 @@ class Auditor:
         try:
             warmer.run(WarmupReport(plan=longer), max_rounds=self._settings.max_rounds)
             self._plan = longer
-            self._checker.judge_warmup(warmer.findings(longer, watcher.events[first:]))
+            self._checker.judge_findings(warmer.findings(longer, watcher.events[first:]))
         finally:
             audit.extension_compiles += watcher.count("compile") - before
             watcher.begin("strict")
@@ -229,7 +229,7 @@ class Auditor:
                 names[frame] = event.frame
         many = {names[frame]: count for frame, count in variants.items() if count > limit}
         self._checker.journal.warmed_by(self._plan.batches, recompile_limit=limit)
-        self._checker.judge_warmup(
+        self._checker.judge_findings(
             tuple((causes.too_many_variants(name, many[name], limit), 1) for name in many)
         )
         self._checker.save()

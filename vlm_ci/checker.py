@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import torch
 
-from vlm_ci import causes, environment, stalls
+from vlm_ci import books, causes, environment
 from vlm_ci.errors import UsageError, check_int
 from vlm_ci.exploration import Explorer
 from vlm_ci.failures import Failure, Finding, identity
@@ -22,13 +22,13 @@ from vlm_ci.parity.oracle import EAGER_ERROR_USUAL, ReferenceError
 from vlm_ci.parity.relations import parse
 from vlm_ci.policies import Policies
 from vlm_ci.relating import Relations
-from vlm_ci.result import Result, Watched, tolerate, verdict
+from vlm_ci.result import Result, tolerate, verdict
 from vlm_ci.strict import Step, StrictRunner
 from vlm_ci.targets.answers import checked
 from vlm_ci.targets.protocol import Target, TargetInfo
 from vlm_ci.warmed import Warmed, counts
 from vlm_ci.warming import Warmer
-from vlm_ci.warmup import MAX_ROUNDS, Plan, WarmupReport, find_plan, increase
+from vlm_ci.warmup import MAX_ROUNDS, Plan, WarmupReport, find_plan
 from vlm_ci.watch import internals
 from vlm_ci.watch.watcher import Watcher
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from vlm_ci.baselines.use import Baseline
     from vlm_ci.caching.use import CompileCache
     from vlm_ci.memory import Memory
     from vlm_ci.traffic.spec import Session
@@ -46,8 +47,9 @@ class CheckSettings:
     """How much to try, after which warm-up. ``examples`` counts sessions.
 
     ``corpus`` is tried before anything is generated, and before it what ``memory`` holds of
-    earlier runs; ``target`` is the name by which the user called the target. ``reference`` and
-    ``relations`` are as on the command line.
+    earlier runs; ``target`` is the name by which the user called the target. ``baseline`` is what
+    the run is compared with when it is over. ``reference`` and ``relations`` are as on the command
+    line.
     """
 
     plan: Plan
@@ -59,6 +61,7 @@ class CheckSettings:
     memory: Memory | None = None
     target: str | None = None
     policies: Policies = field(default_factory=Policies)
+    baseline: Baseline | None = None
     reference: str = "auto"
     relations: str = "none"
 
@@ -229,6 +232,8 @@ class Checker:
                     )
                 )
                 complete = True
+                if self.settings.baseline is not None:
+                    self.judge_findings(self.settings.baseline.judge(self.result))
                 if getattr(self.target, "weights_changed", bool)():
                     raise UsageError(
                         "the compiled twin wrote into weights that both twins share while it "
@@ -241,6 +246,8 @@ class Checker:
                 self._watcher.stop()
             self._close_books()
             self.result.verdict = verdict(self.result, complete=complete, interrupted=interrupted)
+            if self.settings.baseline is not None:
+                self.settings.baseline.keep(self.result)
             self.save(final=True)
 
     def save(self, *, final: bool = False) -> None:
@@ -252,27 +259,21 @@ class Checker:
         """Run the plan; None where it failed, so that there is nothing to be strict about."""
         if self.warmed is not None:
             self.result.warmup = msgspec.structs.replace(self.warmed.record, reused=True)
-            self.judge_warmup(self.warmed.findings)
+            self.judge_findings(self.warmed.findings)
             return self.warmed.report
         plan, result = self.settings.plan, self.result.warmup
         result.plan, result.batches = plan.name, len(plan.batches)
         report = WarmupReport(plan=plan)
-        compiles_before = self.target.stats().compiles
+        before = self.target.stats()
         try:
             self.warmer.run(report, max_rounds=self.settings.max_rounds)
         except Finding as found:
             self.result.failures.append(found.failure)
             return None
         finally:
-            seen = self.watcher.counts("warmup")
-            result.compiles, result.graphs = seen["compile"], seen["graph"]
-            if not self.target.capabilities.in_process:
-                result.compiles = increase(compiles_before, self.target.stats().compiles) or 0
-            result.graph_breaks = internals.graph_breaks()
-            result.rounds, result.seconds = report.rounds, report.seconds
-            result.converged = report.converged
+            books.note_warmup(result, report, self.target, self.watcher, before)
         findings = self.warmer.findings(plan)
-        self.judge_warmup(findings)
+        self.judge_findings(findings)
         if not report.converged:
             self.result.failures.append(causes.endless_warmup(report))
             return None
@@ -286,8 +287,9 @@ class Checker:
             )
         return report
 
-    def judge_warmup(self, findings: tuple[tuple[Failure, int], ...]) -> None:
-        """Report what is against a warm-up, as the policies say; each cause once."""
+    def judge_findings(self, findings: tuple[tuple[Failure, int], ...]) -> None:
+        """Report what is against a warm-up, or a run as a whole, as the policies say; each cause
+        once. Findings come with how often they occurred."""
         reported = set(map(identity, self.result.failures))
         occurred: Counter[str] = Counter()
         for failure, count in findings:
@@ -360,26 +362,8 @@ class Checker:
         elif runner.compares and result.strict.batches and not result.parity.tokens_compared:
             result.failures.append(causes.never_compared(result.strict.batches))
 
-    def _watched(self) -> list[Watched]:
-        """Say what each layer of the watch saw, and where it was blind."""
-        inside = self.target.capabilities.in_process
-        layers = [
-            Watched(
-                layer=one.layer,
-                sees=list(one.sees) if inside else [],
-                blind=one.blind if inside else "the target is out of process",
-            )
-            for one in self.watcher.observers
-        ]
-        device, policies = str(self.result.options["device"]), self.settings.policies
-        blind = stalls.unwatched(device, policies, in_process=inside)
-        return [*layers, Watched(layer="stalls", sees=[] if blind else ["stall"], blind=blind)]
-
     def _close_books(self) -> None:
-        seen, strict = self.watcher.counts("strict"), self.result.strict
-        strict.compiles += seen["compile"]
-        strict.refusals = seen["refusal"]
-        self.result.watch = self._watched()
+        books.note_strict(self.result, self.target, self.watcher, self.settings.policies)
         if self._relations is not None:
             self._relations.close_books()
         if self._judge.missing:
@@ -387,11 +371,6 @@ class Checker:
                 f"{self._judge.missing} batches were judged by a fixed tolerance, which is weaker: "
                 f"{self._judge.failed}"
             )
-        sees = {kind for one in self.result.watch for kind in one.sees}
-        if "graph-capture" in sees:
-            strict.graph_captures = seen["graph-capture"]
-        if "triton-compile" in sees:
-            strict.triton_compiles = seen["triton-compile"] + seen["autotune"]
         missed = [name for name, count in self.result.traffic.corners.items() if not count]
         if missed and not self.result.failures:
             self.result.warnings.append(

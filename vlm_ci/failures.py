@@ -18,6 +18,8 @@ from vlm_ci.traffic import drawing
 from vlm_ci.traffic.spec import Session
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from vlm_ci.traffic.envelope import Geometry
 
 KINDS = (
@@ -36,6 +38,7 @@ KINDS = (
     "crash",
     "hang",
     "unbounded",
+    "baseline",
 )
 
 
@@ -53,7 +56,8 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 
     ``key`` identifies the cause whatever the sizes; ``words`` are the failed ``guards`` in words;
     ``line`` is the user's line that gave rise to the guard; ``difference`` lists the aspects in
-    which the refused call differs from the nearest warm-up call (path, aspect, warm, now);
+    which the refused call differs from the nearest warm-up call (path, aspect, warm, now), or the
+    fields in which the run is worse than its baseline;
     ``call`` shows all arguments of both calls side by side (path, now, warm); ``location`` is the
     earliest wrong token of a mismatch (request, token, modality; the ``worst``) and, where they
     could be told, the first ``module`` that diverges and the ``stage`` at fault, with a ``note``;
@@ -143,6 +147,9 @@ def render(
             ],
         )
     lines += _block("call", _side_by_side(failure.call))
+    if failure.kind == "baseline":
+        rows = ((row["path"], row["warm"], row["now"]) for row in failure.difference)
+        lines += _block("baseline", changed(rows))
     for index, guard in enumerate(failure.guards[:3]):
         lines.append(_line("guard", guard))
         if index < len(failure.words) and failure.words[index] != failure.cause:
@@ -163,11 +170,20 @@ def render(
         lines.append(_line("evidence", place_of_it))
         if failure.picture is not None:
             lines.append(_line("picture", f"{place_of_it}/{STRIP}"))
-        if replayable:
+        if replayable and failure.kind != "baseline":  # that takes the run again, as it was
             lines.append(_line("replay", f"vlm-ci replay {shlex.quote(place_of_it)}"))
     if failure.repro is not None:
         lines += _block("repro", _repro(failure.repro, out))
     return "\n".join(lines)
+
+
+def changed(rows: Iterable[tuple[str, str, str]]) -> list[str]:
+    """Return fields that differ, given as (field, before, after), as a diff has them."""
+    return [
+        f"{sign} {field} {value}"
+        for field, *values in rows
+        for sign, value in zip("-+", values, strict=True)
+    ]
 
 
 def _repro(script: Script, out: str) -> list[str]:

@@ -15,6 +15,7 @@ DEFAULT_TARGET = "qwen3-vl-tiny"
 DEFAULT_RECIPE = "decoder-layers"
 DEFAULT_OUT = "vlm-ci-out"
 DEFAULT_CORPUS = "fixtures/traffic"
+DEFAULT_BASELINES = "fixtures/baselines"
 DEFAULT_DATABASE = ".hypothesis/vlm-ci"
 
 
@@ -107,6 +108,19 @@ OPTIONS = (
         file=True,
         help="Hypothesis's example database, where failing sessions stay for the next run, or none "
         f"(default {DEFAULT_DATABASE} under profile local, else none)",
+    ),
+    Option(
+        name="baselines",
+        metavar="DIR",
+        file=True,
+        help="a folder of what compiling came to when it was last looked at, with which a run is "
+        f"compared, or none (default {DEFAULT_BASELINES}, where it exists)",
+    ),
+    Option(
+        name="update-baselines",
+        kind=bool,
+        per_test=False,
+        help="let a clean run become the baseline in place of being compared with it",
     ),
     Option(
         name="dynamic",

@@ -25,6 +25,7 @@ DEFAULTS = {
     "graph-skip": "warn",
     "triton-compile": "fail",
     "stall": "warn",
+    "baseline": "fail",
 }
 _FORM = "KIND=fail, KIND=warn, KIND=budget:N or KIND=off, several with commas between them"
 
@@ -52,8 +53,8 @@ def parse(text: str, name: str = "--policy") -> dict[str, str]:
 class Policies:
     """The policies of a run; ``given`` are those that differ from ``DEFAULTS`` or were asked for.
 
-    A budget of N lets N occurrences pass: steps of the search in which that happened, or events of
-    the warm-up. From the next one on it fails.
+    A budget of N lets N occurrences pass: steps of the search in which that happened, events of the
+    warm-up, or lines that are worse than in the baseline. From the next one on it fails.
     """
 
     given: Mapping[str, str] = field(default_factory=dict)

@@ -193,6 +193,11 @@ class _Bench:
                 f"{recording.name} was recorded on {file.target}, which {file.test} built itself: "
                 "run that test again, or name the target with --target package.module:factory"
             )
+        if recording.failure is not None and recording.failure.kind == "baseline":
+            raise UsageError(
+                f"{recording.name} belongs to a whole run: run it again, as it was, to compare it "
+                "with its baseline"
+            )
         settings = settings_of(recording, given)
         say(line("replay", recording.name))
         if recording.failure is not None:

@@ -32,8 +32,9 @@ class Traffic(msgspec.Struct, kw_only=True):
 class Warmup(msgspec.Struct, kw_only=True):
     """What warm-up compiled. ``compiles`` are Dynamo compilations (one for each frame),
     ``graphs`` calls of the backend. ``reused`` says that an earlier run over this target did it.
-    ``frames`` counts compiles by the place of the frame, as ``function (file:line)``, ``breaks``
-    graph breaks by their reason.
+    ``frames`` counts compiles by the place of the frame, as ``file: Class.function`` without a
+    line, so that two versions and two machines agree, ``breaks`` graph breaks by the first line of
+    their reason. ``captures`` counts captured CUDA graphs, None where nothing here can see them.
     """
 
     plan: str = ""
@@ -47,6 +48,7 @@ class Warmup(msgspec.Struct, kw_only=True):
     reused: bool = False
     frames: dict[str, int] = {}
     breaks: dict[str, int] = {}
+    captures: int | None = None
 
 
 class Regions(msgspec.Struct, kw_only=True):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vlm_ci.artifacts import ResultsFolder
+    from vlm_ci.baselines.use import Baseline
     from vlm_ci.caching.use import CompileCache
     from vlm_ci.checker import CheckSettings
     from vlm_ci.listeners import Progress
@@ -62,9 +63,10 @@ def run(
     artifacts.check(settings.out)
     plan = plan_for(settings, target)
     ignored = _ignored(settings, own=own)
+    baseline = _baseline(settings, target, name=name)
     checker = Checker(
         target,
-        _check_settings(settings, target, plan, name=name),
+        _check_settings(settings, target, plan, name=name, baseline=baseline),
         progress or Silent(),
         warmed=slot.take(target, plan) if slot is not None else None,
     )
@@ -151,7 +153,13 @@ def _write_repros(books: ResultsFolder, result: Result, say: Callable[[str], obj
 
 
 def _check_settings(
-    settings: Settings, target: Target, plan: Plan, *, name: str | None, command: str = "run"
+    settings: Settings,
+    target: Target,
+    plan: Plan,
+    *,
+    name: str | None,
+    command: str = "run",
+    baseline: Baseline | None = None,
 ) -> CheckSettings:
     from vlm_ci.checker import CheckSettings
 
@@ -164,6 +172,7 @@ def _check_settings(
         memory=_memory(settings, name or target.name),
         target=name,
         policies=Policies(settings.policy),
+        baseline=baseline,
         reference=settings.reference,
         relations=settings.relations,
     )
@@ -207,6 +216,22 @@ def _open_books(
 def corpus_folders(settings: Settings) -> tuple[Path, ...]:
     """Return the folders of recorded traffic: our own, and the user's."""
     return (locations.fixtures() / "traffic", settings.corpus)
+
+
+def _baseline(settings: Settings, target: Target, *, name: str | None) -> Baseline | None:
+    """Return what the run is compared with; what we bring is that of targets of ours."""
+    if settings.baselines is None:
+        return None
+    from vlm_ci.baselines.use import open_baseline
+
+    info = getattr(target, "info", None)
+    return open_baseline(
+        settings.baselines,
+        name or (info.name if info is not None else target.name),
+        shipped=name is not None,
+        envelope=(settings.envelope, target.envelope) if settings.envelope is not None else None,
+        updates=settings.update_baselines,
+    )
 
 
 def _memory(settings: Settings, name: str) -> Memory | None:

@@ -11,6 +11,7 @@ from vlm_ci import policies
 from vlm_ci.errors import UsageError, unknown_name
 from vlm_ci.options import (
     CACHE_SCOPES,
+    DEFAULT_BASELINES,
     DEFAULT_CORPUS,
     DEFAULT_DATABASE,
     DEFAULT_OUT,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
 DYNAMIC = {"true": True, "false": False, "auto": None}
+FOLDERS = ("out", "corpus", "database", "baselines", "cache")
 MINIMUM = {"examples": 1, "seed": 0, "recompile_limit": 1}
 
 
@@ -70,6 +72,8 @@ class Settings:
     out: Path = Path(DEFAULT_OUT)
     corpus: Path = Path(DEFAULT_CORPUS)
     database: Path | None = None
+    baselines: Path | None = Path(DEFAULT_BASELINES)
+    update_baselines: bool = False
     dynamic: bool | None = True
     mode: str | None = None
     fullgraph: bool = False
@@ -97,21 +101,23 @@ class Settings:
             UsageError: a value has the wrong type or is out of range, or options contradict.
         """
         values: dict[str, Any] = {}
-        asked_by = None
+        source: dict[str, Layer] = {}  # of each option, the strongest that gave it
         for layer in layers:
             given = _checked(layer)
-            asked_by = layer if given.get("repaired") else asked_by
+            source |= dict.fromkeys(given, layer)
             brought = _brought(given)
             # Each kind by itself: what a stronger source leaves out, a weaker one may say.
             policy = {**values.get("policy", {}), **brought.get("policy", {})}
             values |= brought
             if policy:
                 values["policy"] = policy
-        if values.get("repaired") and values.get("bug") is None and asked_by is not None:
+        if values.get("repaired") and values.get("bug") is None:
+            wording = source["repaired"].wording
             raise UsageError(
-                f"{asked_by.wording(_option('repaired'))} needs "
-                f"{asked_by.wording(_option('bug'))}: it takes that bug's repaired twin"
+                f"{wording(_option('repaired'))} needs {wording(_option('bug'))}: it takes that "
+                "bug's repaired twin"
             )
+        _check_baselines(values, source)
         if values.get("profile", "local") == "local" and os.environ.get("CI", "").lower() in (
             "",
             "0",
@@ -140,10 +146,27 @@ def _brought(given: dict[str, Any]) -> dict[str, Any]:
 
         bug = bugs.find(given["bug"])
         brought |= {"target": bug.target, "recipe": bug.recipe, "warmup": bug.warmup}
+        brought |= {"baselines": None}  # which are those of the healthy model
         brought |= {"device": "cuda"} if bug.gpu else {}
         brought |= {"relations": bug.relation} if bug.relation and bug.in_both else {}
         brought |= bug.options
     return brought | given
+
+
+def _check_baselines(values: dict[str, Any], source: Mapping[str, Layer]) -> None:
+    folder = values.get("baselines", Path(DEFAULT_BASELINES))
+    if values.get("update_baselines"):
+        name = source["update_baselines"].wording(_option("update_baselines"))
+        if values.get("bug") is not None:
+            raise UsageError(f"{name} with a planted bug would make it the baseline: drop one")
+        if folder is None:
+            raise UsageError(f"{name} needs a folder to write to, and the baselines are none")
+    elif "baselines" in source and folder is not None and not folder.is_dir():
+        wording = source["baselines"].wording
+        raise UsageError(
+            f"{wording(_option('baselines'))} {folder} is not there: name a folder of baselines, "
+            f"or let {wording(_option('update_baselines'))} make it"
+        )
 
 
 def _option(field: str) -> Option:
@@ -191,7 +214,7 @@ def _value(option: Option, name: str, value: Any, folder: Path | None) -> Any:
         raise unknown_name(f"value for {name}", value, REFERENCES)
     if field == "cache_scope" and value not in CACHE_SCOPES:
         raise unknown_name(f"value for {name}", value, CACHE_SCOPES)
-    if field in ("database", "cache") and value == "none":
+    if field in ("database", "baselines", "cache") and value == "none":
         return None
     if field == "warmup":
         path = _placed(value, folder)
@@ -199,7 +222,7 @@ def _value(option: Option, name: str, value: Any, folder: Path | None) -> Any:
     if not option.file:
         return value
     path = _placed(value, folder)
-    if field in ("out", "corpus", "database", "cache") and path.exists() and not path.is_dir():
+    if field in FOLDERS and path.exists() and not path.is_dir():
         raise UsageError(f"{name} {value} is a file: name a folder")
     if field == "corpus" and not path.is_dir():
         raise UsageError(f"{name} {value} is not there: name a folder of traffic files")

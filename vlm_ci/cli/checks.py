@@ -112,8 +112,12 @@ def _pytest(
     return code
 
 
+_OF_BASELINES = ("baselines", "update_baselines")  # which a run alone compares with
+_AUDITED = [option for option in OPTIONS if option.field not in _OF_BASELINES]
+
+
 @cli.command()
-@add_options(OPTIONS)
+@add_options(_AUDITED)
 @click.option("--repro/--no-repro", default=True, help="write a standalone script for each cause")
 def audit(repro: bool, **given: Any) -> None:
     """Find all root causes: search, shrink, add what was found to the warm-up, search again.
@@ -154,7 +158,11 @@ def audit(repro: bool, **given: Any) -> None:
 
 
 _OF_THE_CACHE = ("cache", "cache_scope", "cache_lock")
-_OF_A_SEARCH = ("examples", "profile", "seed", "database", "corpus", "out", *_OF_THE_CACHE)
+_OF_A_SEARCH = (
+    *("examples", "profile", "seed", "database", "corpus", "out"),
+    *_OF_THE_CACHE,
+    *_OF_BASELINES,
+)
 _REPLAYED = [option for option in OPTIONS if option.field not in _OF_A_SEARCH]
 
 
@@ -202,6 +210,7 @@ _OF_A_CHECK = (
     *("warmup", "profile", "policy", "database", "corpus", "examples"),
     *("reference", "relations"),  # a synthesis compares no logits
     *_OF_THE_CACHE,  # and counts what a cold start compiles
+    *_OF_BASELINES,
 )
 _SYNTHESIZED = [option for option in OPTIONS if option.field not in _OF_A_CHECK]
 

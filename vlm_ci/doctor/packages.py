@@ -24,7 +24,7 @@ MINIMUM = {
     "pytest-xdist": "3.6",
     "msgspec": "0.20",
     "click": "8.1",
-    "filelock": "3.12",
+    "filelock": "3.13",
     "junitparser": "5",
     "rich": "13.7",
 }

@@ -194,7 +194,7 @@ class VlmSession:
             self._keep(result, str(out))
 
         return runner.run(
-            replace(settings, out=out),
+            replace(settings, out=out, baselines=self._baselines(settings)),
             target,
             carrier.progress if carrier else None,
             test=item.nodeid,
@@ -203,6 +203,11 @@ class VlmSession:
             slot=self._slot,
             keep=keep,
         )
+
+    def _baselines(self, settings: Settings) -> Path | None:
+        """Return the folder of baselines, from where the session began."""
+        given = settings.baselines
+        return given if given is None or Path.cwd() == self._folder else self._folder / given
 
     def _out(self, item: pytest.Item, settings: Settings) -> Path:
         """Return a folder of its own for each test, and for each further run of a test.

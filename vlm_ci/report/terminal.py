@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vlm_ci.failures import headline
+from vlm_ci.failures import changed, headline
 
 if TYPE_CHECKING:
-    from vlm_ci.result import Audit, CacheUse, Result, Tolerated
+    from vlm_ci.result import Audit, BaselineUse, CacheUse, Result, Tolerated
 
 
 MOST_TOLERATED = 5
@@ -39,6 +39,8 @@ def summary(result: Result, out: str = "") -> list[str]:
     if result.audit is not None:
         lines.append(line("audit", _audit(result, result.audit)))
     lines += [line("warning", text) for text in result.warnings]
+    if result.baseline is not None:
+        lines += _baseline(result.baseline, result.warnings)
     lines += [line("tolerated", _tolerated(entry)) for entry in result.tolerated[:MOST_TOLERATED]]
     if len(result.tolerated) > MOST_TOLERATED:
         rest = len(result.tolerated) - MOST_TOLERATED
@@ -180,6 +182,22 @@ def _relations(result: Result) -> str:
     counts = result.parity.relations.items()
     judged = ", ".join(f"{name} {count}" for name, count in counts if count)
     return f"batches judged by {judged}" if judged else "none was judged"
+
+
+def _baseline(use: BaselineUse, warnings: list[str]) -> list[str]:
+    """Return how the run compares with its baseline, and each line that differs."""
+    worse = sum(change.worse for change in use.changes)
+    better = len(use.changes) - worse
+    told = [f"{count} {word}" for count, word in ((worse, "worse"), (better, "better")) if count]
+    words = ", ".join(told) or "as it was"
+    if use.updated:
+        words = f"written, {', '.join(told)} than before" if told else "written"
+    elif better and not worse:
+        words += ": --update-baselines keeps what was won"
+    lines = [f"{use.path}: {words}"] if use.path else []
+    lines += changed((one.field, one.before, one.after) for one in use.changes)
+    lines += [note for note in use.notes if note not in warnings]
+    return [line("baseline" if index == 0 else "", text) for index, text in enumerate(lines)]
 
 
 def _audit(result: Result, audit: Audit) -> str:

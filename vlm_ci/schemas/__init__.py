@@ -16,6 +16,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 def generate() -> dict[str, dict[str, Any]]:
     """Return the schema of each kind of file, by the name of the schema's own file."""
+    from vlm_ci.baselines.records import BaselineFile
     from vlm_ci.evidence import FailureFile
     from vlm_ci.result import Result
     from vlm_ci.traffic.envelope import Envelope
@@ -28,6 +29,7 @@ def generate() -> dict[str, dict[str, Any]]:
         "traffic": Session,
         "plan": PlanFile,
         "envelope": Envelope,
+        "baseline": BaselineFile,
     }
     return {
         f"{name}.schema.json": {"$schema": DIALECT, **msgspec.json.schema(kind)}

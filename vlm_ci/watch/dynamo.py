@@ -62,6 +62,7 @@ class DynamoObserver:
                 evidence={
                     "compile_id": outcome.compile_id,
                     "seconds": outcome.seconds,
+                    "place": outcome.place,
                     "reason": outcome.reason,
                 },
             )

@@ -26,6 +26,7 @@ from vlm_ci.environment import TESTED
 from vlm_ci.errors import UsageError
 from vlm_ci.watch.guards.text import Guard, lacks_line, parse, with_lines
 from vlm_ci.watch.guards.text import short_path as short_path
+from vlm_ci.watch.places import place_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -210,10 +211,12 @@ def reporting_compiles(report: Callable[[str, str], None]) -> Iterator[None]:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """What became of one compilation of a frame. ``installed`` says that Dynamo put compiled code
-    in place; ``reason`` is why it compiled again, or why it failed; ``seconds`` is its time."""
+    in place; ``reason`` is why it compiled again, or why it failed; ``seconds`` is its time;
+    ``place`` is the frame as ``vlm_ci.watch.places`` names it."""
 
     compile_id: str
     frame: str
+    place: str
     installed: bool
     reason: str
     seconds: float
@@ -242,6 +245,7 @@ class CompileOutcomes:
                 compile_id=str(entry.compile_id),
                 frame=f"{entry.co_name} "
                 f"({short_path(entry.co_filename or '')}:{entry.co_firstlineno})",
+                place=place_of(entry.co_filename or "", entry.co_name, entry.co_firstlineno or 0),
                 # A frame that Dynamo skips counts as guarded in 2.13, and has no guards.
                 installed=bool(entry.has_guarded_code) and entry.guard_count is not None,
                 reason=str(entry.fail_reason or entry.recompile_reason or ""),
