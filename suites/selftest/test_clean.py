@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from vlm_ci import building, runner
+from vlm_ci import building, locations, runner
 from vlm_ci.settings import Settings
 
 pytestmark = pytest.mark.slow
@@ -33,7 +33,10 @@ CLEAN_NIGHTLY = [
 
 
 def run(tmp_path: Path, **given):
-    settings = Settings.from_mapping({"out": str(tmp_path), "database": "none", **given})
+    baselines = str(locations.fixtures() / "baselines")
+    settings = Settings.from_mapping(
+        {"out": str(tmp_path), "database": "none", "baselines": baselines, **given}
+    )
     target = building.build_target(settings)
     try:
         return runner.run(settings, target)
@@ -55,6 +58,10 @@ def test_a_stock_model_is_clean(target: str, recipe: str, backend: str, tmp_path
     assert result.parity.canary.moved == result.parity.canary.applied > 0
     assert result.parity.worst is not None
     assert result.parity.worst.ratio < 0.5
+    assert result.baseline is not None
+    assert result.baseline.changes == []
+    if (target, recipe, backend) in CLEAN:
+        assert result.baseline.path.endswith(f"{target}.json")
     assert min(result.traffic.corners.values()) > 0
     if (target, recipe) == ("qwen3-vl-tiny", "decoder-layers"):
         assert result.strict.forward_seconds / result.strict.seconds >= 0.6
