@@ -15,7 +15,7 @@ from vlm_ci.caching import scopes
 from vlm_ci.caching.use import INDUCTOR, TRITON, CompileCache, bundle_path
 from vlm_ci.report.terminal import summary
 from vlm_ci.settings import Settings
-from vlm_ci.watch import internals
+from vlm_ci.watch import caches
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def compile_one(folder: Path, name: str, scope: str) -> tuple[str, str, bool]:
 
 def _nothing_taken_over() -> None:
     """Inductor itself may have written its default into the variable."""
-    assert os.environ.get(INDUCTOR, "") in ("", internals.default_cache_folder())
+    assert os.environ.get(INDUCTOR, "") in ("", caches.default_cache_folder())
 
 
 def test_an_untrusted_run_saves_nothing(tmp_path: Path):
@@ -141,13 +141,13 @@ def test_caches_that_are_off_are_said(
 
     config: Any = importlib.import_module(owner)
     with config.patch(**{option: value}):
-        assert named in internals.caches_off()
+        assert named in caches.caches_off()
         cache = CompileCache(tmp_path)
         cache.load()
     assert cache.use.state == "ignored"
     assert named in cache.use.note
     _nothing_taken_over()
-    assert internals.caches_off() == ""
+    assert caches.caches_off() == ""
 
 
 def test_the_bundle_lies_with_those_of_trusted_runs(tmp_path: Path):

@@ -16,7 +16,7 @@ from vlm_ci.caching import bundles, keys
 from vlm_ci.caching.use import INDUCTOR, TRITON, CompileCache
 from vlm_ci.cli import main
 from vlm_ci.errors import UsageError
-from vlm_ci.watch import internals
+from vlm_ci.watch import caches
 
 
 @pytest.fixture(autouse=True)
@@ -123,12 +123,12 @@ def test_variables_are_as_before_when_a_run_is_over(kept: Kept, monkeypatch: pyt
 
 def test_a_folder_of_the_machine_is_not_used(kept: Kept, monkeypatch: pytest.MonkeyPatch):
     """Inductor writes its default into the variable, where it is nobody's choice."""
-    monkeypatch.setenv(INDUCTOR, internals.default_cache_folder())
+    monkeypatch.setenv(INDUCTOR, caches.default_cache_folder())
     cache = CompileCache(kept.folder)
     cache.load()
-    assert os.environ[INDUCTOR] != internals.default_cache_folder()
+    assert os.environ[INDUCTOR] != caches.default_cache_folder()
     cache.close()
-    assert os.environ[INDUCTOR] == internals.default_cache_folder()
+    assert os.environ[INDUCTOR] == caches.default_cache_folder()
 
 
 def test_a_folder_of_the_users_is_respected(

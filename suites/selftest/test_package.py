@@ -63,7 +63,7 @@ def test_public_names_exist():
 
 
 def test_private_parts_of_torch_stay_where_they_are_allowed(repository: Path):
-    allowed = {"watch/internals.py", "watch/stages.py", "targets/backends.py"}
+    allowed = {"watch/internals.py", "watch/caches.py", "watch/stages.py", "targets/backends.py"}
     users = set()
     for path in (repository / "vlm_ci").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -21,7 +21,7 @@ from vlm_ci import environment
 from vlm_ci.caching import bundles, keys, scopes
 from vlm_ci.caching.bundles import BadBundle
 from vlm_ci.result import CacheUse
-from vlm_ci.watch import internals
+from vlm_ci.watch import caches, internals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -173,7 +173,7 @@ class CompileCache:
         if self._backend != "inductor":
             named = f"backend {self._backend}" if self._backend else "a target of your own"
             return f"{named} does not use it"
-        off = internals.caches_off()
+        off = caches.caches_off()
         return f"Inductor's caches are off: {off}" if off else ""
 
     def _opened(self) -> Any:
@@ -183,7 +183,7 @@ class CompileCache:
         self.use.note = "; ".join(filter(None, (self.use.note, text)))
 
     def _take_over(self) -> None:
-        default = internals.default_cache_folder()
+        default = caches.default_cache_folder()
         self._variables = {name: os.environ.get(name) for name in (INDUCTOR, TRITON)}
         chosen = self._variables[INDUCTOR] or ""
         if not chosen or os.path.abspath(chosen) == default:
