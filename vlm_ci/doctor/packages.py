@@ -20,6 +20,7 @@ OLDEST_PYTHON = (3, 11)
 # What pyproject.toml asks for; a test compares the two. torch and transformers stand in TESTED.
 MINIMUM = {
     "hypothesis": "6.130",
+    "jinja2": "3.1",
     "pytest": "8.4",
     "pytest-xdist": "3.6",
     "msgspec": "0.20",

@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 
+EVENTS = "events.jsonl"  # one event a line: in the folder of a run, and in a failure's
+
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     """Something that the compiler did.
