@@ -21,6 +21,7 @@ from vlm_ci.failures import Failure, identity, render
 from vlm_ci.picture import STRIP, strip_svg
 from vlm_ci.result import Result
 from vlm_ci.traffic.files import pretty
+from vlm_ci.watch import events as event_files
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,7 +67,7 @@ def prepare(out: Path) -> None:
     try:
         if (out / "failures").exists():
             shutil.rmtree(out / "failures")
-        for name in (RESULT, SERVING):
+        for name in (RESULT, SERVING, event_files.EVENTS):
             (out / name).unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(f"cannot write results to {out}: {error.strerror or error}") from None
@@ -105,7 +106,8 @@ class ResultsFolder:
         """Write what is new among the failures, then result.json with all of them.
 
         Nothing is written where no failure is new and the last write is less than ``INTERVAL``
-        seconds old; the final call always writes, and adds each failure's events.
+        seconds old; the final call always writes, and adds the events of the run and of each
+        failure.
         """
         placed = [self._place(failure) for failure in failures]
         new = [failure for failure in placed if self._written.get(identity(failure)) != failure]
@@ -119,6 +121,7 @@ class ResultsFolder:
         if final:
             result.failures = placed
             self._remove_others(placed)
+            _write(self.out / event_files.EVENTS, event_files.lines(events))
             (self.out / SERVING).unlink(missing_ok=True)
 
     def _remove_others(self, failures: Sequence[Failure]) -> None:
@@ -198,7 +201,7 @@ class ResultsFolder:
         _write(folder / "environment.json", pretty(file.environment))
         if events is not None:
             _write(
-                folder / "events.jsonl",
+                folder / event_files.EVENTS,
                 b"".join(msgspec.json.encode(event) + b"\n" for event in events),
             )
         if failure.picture is not None:

@@ -242,6 +242,7 @@ class Checker:
         except KeyboardInterrupt:
             interrupted = True
         finally:
+            self.watcher.begin("end")
             if self._own_watcher:
                 self._watcher.stop()
             self._close_books()

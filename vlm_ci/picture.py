@@ -145,11 +145,12 @@ class _Scale(NamedTuple):
         return LEFT + token / self.tokens * self.width
 
 
-def strip_svg(picture: Picture) -> str:
+def strip_svg(picture: Picture, *, inside: str = "") -> str:
     """Return the picture as an SVG document: a strip of cells for each request, all to one scale.
 
     A cell is a token, coloured by its ratio. Where tokens would be narrower than ``NARROWEST``
     pixels, some share a cell, which shows the largest of their ratios. Tooltips say it in words.
+    With ``inside`` it is an element of a page, and its ids begin with that.
     """
     scale = _scale(max(len(row.kinds) for row in picture.rows))
     root = svg.document(picture.title, _description(picture), WIDTH)
@@ -164,7 +165,8 @@ def strip_svg(picture: Picture) -> str:
     y = _legend(root, _header(root, picture, scale))
     for request, row in enumerate(picture.rows):
         y = _row(root, picture, request, row, scale, y)
-    return svg.finish(root, _axis(root, scale, y))
+    height = _axis(root, scale, y)
+    return svg.inline(root, height, inside) if inside else svg.finish(root, height)
 
 
 def _scale(length: int) -> _Scale:

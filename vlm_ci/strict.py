@@ -213,6 +213,7 @@ class StrictRunner:
                 self._found(causes.late(event, (fresh,)))
         if stall is None:
             return
+        self.watcher.record("stall", evidence={"first": stall.first, "repeat": stall.repeat})
         failure = causes.stall(stall, served[-1:])
         try:
             self._found(failure)

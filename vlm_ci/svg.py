@@ -34,6 +34,17 @@ def finish(root: Element, height: int) -> str:
     return ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
+def inline(root: Element, height: int, name: str) -> str:
+    """Return the document as an element of a page that has others: every id begins with ``name``
+    in place of ``vlm-ci``."""
+    for element in root.iter():
+        for key, value in element.attrib.items():
+            if key == "id" or "(#" in value or key == "aria-labelledby":
+                element.set(key, value.replace("vlm-ci-", f"{name}-"))
+    root.attrib.pop("xmlns")  # HTML knows what an svg is
+    return finish(root, height)
+
+
 def add(parent: Element, tag: str, text: str = "", **attributes: str | float) -> Element:
     """Append an element. ``stroke_width`` stands for stroke-width and ``class_`` for class; what
     XML cannot hold is replaced in the text, the rest is escaped."""

@@ -60,12 +60,18 @@ class Warmer:
     def _run(self, report: WarmupReport, max_rounds: int) -> None:
         self._watcher.begin("warmup")
         batches = len(report.plan.batches)
+
+        def on_batch(number: int, index: int) -> None:
+            if index == 0:
+                self._watcher.record("round", evidence={"round": number, "batches": batches})
+            self._progress.warming(number, index, batches)
+
         run_rounds(
             report,
             self._warm,
             self._target.envelope,
             max_rounds=max_rounds,
-            on_batch=lambda number, index: self._progress.warming(number, index, batches),
+            on_batch=on_batch,
         )
 
     def _warm(self, batch: Batch) -> tuple[int, int | None]:

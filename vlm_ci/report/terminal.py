@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 
 MOST_TOLERATED = 5
+_TOLD = ("torch", "transformers", "python", "device", "hardware")  # of the environment
 
 
 def summary(result: Result, out: str = "") -> list[str]:
@@ -57,6 +58,11 @@ def line(label: str, text: str) -> str:
     return f"{label:<14} {text}"
 
 
+def split(text: str) -> tuple[str, str]:
+    """Return the label and the text of a line of a report."""
+    return text[:14].rstrip(), text[15:]
+
+
 def target_line(result: Result) -> str:
     """Return what was tested, and how it was compiled."""
     options = result.options
@@ -70,15 +76,15 @@ def target_line(result: Result) -> str:
         if figures.get(name) not in (None, "")
     ]
     if options.get("bug"):
-        parts.append(f"bug {options['bug']}" + (" (repaired)" if options["repaired"] else ""))
+        parts.append(f"bug {options['bug']}" + (" (repaired)" if options.get("repaired") else ""))
     return ", ".join(parts)
 
 
 def _environment(result: Result) -> str:
-    env = result.environment
+    env = {key: result.environment.get(key, "unknown") for key in _TOLD}
     return (
         f"torch {env['torch']}, transformers {env['transformers']}, Python {env['python']}, "
-        f"{env['device']} ({env['hardware']}), {result.options['dtype']}"
+        f"{env['device']} ({env['hardware']}), {result.options.get('dtype', 'unknown type')}"
     )
 
 

@@ -83,6 +83,7 @@ class Watcher:
         """Enter a phase; its steps count from 1."""
         self.end_step()
         self.phase, self.step = phase, 0
+        self.record("phase")
         self._signs = phase != "strict" or self.sign_all
 
     def begin_run(self) -> None:
