@@ -34,7 +34,9 @@ class Browser:
         """Load a page into a window of this size, in the light or the dark scheme."""
         self.resize(width, height)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+        self.driver.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia", {"media": "", "features": [scheme]}
+        )
         self.log()  # what an earlier page has left
         self.driver.get(page.resolve().as_uri())
 

@@ -132,8 +132,9 @@ def audit(repro: bool, **given: Any) -> None:
         raise UsageError(f"--target {settings.target!r}: an audit takes one target")
     from vlm_ci import artifacts, building, runner
     from vlm_ci.failures import render
+    from vlm_ci.report import pages
     from vlm_ci.report.progress import TerminalProgress
-    from vlm_ci.report.terminal import summary
+    from vlm_ci.report.terminal import line, summary
 
     signal.signal(signal.SIGTERM, end_as_ctrl_c_does)
     progress = TerminalProgress(sys.stderr)
@@ -153,6 +154,7 @@ def audit(repro: bool, **given: Any) -> None:
         click.echo(render(failure, out=str(settings.out), geometry=geometry) + "\n")
     for text in summary(result, str(settings.out)):
         click.echo(text)
+    click.echo(line("report", pages.keep([settings.out], settings.out)))
     codes = {"clean": CLEAN, "interrupted": INTERRUPTED, "incomplete": INTERRUPTED}
     raise SystemExit(codes.get(result.verdict, FOUND))
 

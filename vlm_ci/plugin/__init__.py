@@ -101,10 +101,11 @@ def pytest_runtest_logreport(report: Any) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Close the target that is still alive; bad input is exit code 4."""
+    """Close the target that is still alive, write the page; bad input is exit code 4."""
     state = session.config.stash.get(SESSION, None)
     if state is not None:
         state.close()
+        state.write_page()
         if state.in_worker:
             session.config.workeroutput["vlm_ci_problems"] = state.problems  # type: ignore[attr-defined]
         found = any(result.failures for result, _ in state.results)

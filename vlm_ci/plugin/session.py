@@ -40,6 +40,7 @@ class VlmSession:
         self.results: list[tuple[Result, str]] = []
         self.refused = False
         self.problems: list[str] = []
+        self._page = ""  # where the page of all runs lies
         self._only: str | None = None  # the node id of the only check of the session
         self._folder = Path.cwd()
         self._busy = False
@@ -214,12 +215,15 @@ class VlmSession:
 
         The only test of a session has the folder that the options name.
         """
-        # A test may have changed the current folder; results go where the session began.
-        base = settings.out if Path.cwd() == self._folder else self._folder / settings.out
+        base = self._base(settings)
         out = base if item.nodeid == self._only else base / _slug(item.nodeid)
         self._runs[item.nodeid] += 1
         repeated = self._runs[item.nodeid]
         return out if repeated == 1 else out / f"run-{repeated}"
+
+    def _base(self, settings: Settings) -> Path:
+        # A test may have changed the current folder; results go where the session began.
+        return settings.out if Path.cwd() == self._folder else self._folder / settings.out
 
     def _keep(self, result: Result, out: str) -> None:
         self.results.append((result, out))
@@ -272,6 +276,14 @@ class VlmSession:
                 if result is not None:
                     self._keep(result, str(out))
 
+    def write_page(self) -> None:
+        """Write one page of all runs; a worker leaves that to the controller."""
+        if self.results and not self.in_worker:
+            from vlm_ci.report import pages
+
+            folders = [Path(out) for _, out in self.results]
+            self._page = pages.keep(folders, self._base(self._settings([])))
+
     # -- reporting ---------------------------------------------------------------------------
 
     def header(self) -> str:
@@ -299,6 +311,8 @@ class VlmSession:
             if lines:
                 lines.append("")
             lines += summary(result, out)
+        if self._page:
+            lines += [*[""][: len(self.results) > 1], line("report", self._page)]
         return [*lines, *(line("problem", text) for text in self.problems)]
 
 

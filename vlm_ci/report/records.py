@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vlm_ci.failures import Failure
 
 RESULT = "result.json"
-LONGEST_SCRIPT = 40_000  # bytes of a standalone script that are read
+LONGEST_SCRIPT = 40_000  # characters of a standalone script that are read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,8 +187,8 @@ def _record(
             failure = msgspec.structs.replace(failure, repro=None)
         else:
             try:
-                with path.open("rb") as stream:
-                    script = stream.read(LONGEST_SCRIPT).decode(errors="replace")
+                with path.open(encoding="utf-8", errors="replace") as stream:
+                    script = stream.read(LONGEST_SCRIPT)
             except OSError as error:
                 problems.append(f"cannot read {path}: {error.strerror or error}")
     return FailureRecord(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,17 @@ if TYPE_CHECKING:
 GENERATOR = '<meta name="generator" content="vlm-ci">'  # in the first lines of a page of ours
 
 
+# What HTML does not allow in text: control characters, lone surrogates and non-characters.
+_FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
+
+
+def _printable(value: object) -> object:
+    """Replace what HTML has no way to write."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return _FORBIDDEN.sub("\N{REPLACEMENT CHARACTER}", value)
+    return value
+
+
 @cache
 def _environment() -> Environment:
     made = Environment(
@@ -30,6 +42,7 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_printable,
     )
     made.filters["tone"] = tone
     return made

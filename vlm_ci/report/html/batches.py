@@ -17,7 +17,7 @@ LEFT, RIGHT, GAP, LEAST = 76, 96, 14, 340  # pixels: beside the rows, between it
 TALLEST, WIDEST, LARGEST = 96.0, 220.0, 4.0  # pixels: a picture; how much a pixel is enlarged
 LINE, BAR = 18, 12  # pixels: the height of a run of text, and of a row's positions
 MOST_FRAMES, OFFSET = 8, 4.0  # frames that are drawn, and pixels between two
-MOST_ROWS, MOST_ITEMS = 32, 24  # drawn of a batch, and of a request
+MOST_ROWS, MOST_ITEMS, MOST_CELLS = 16, 16, 40  # drawn of a batch, of a request, of its bar
 
 
 class _Scale(NamedTuple):
@@ -131,7 +131,7 @@ def _row(
     padding = longest - total
     one = (width - LEFT - RIGHT) / longest
     x = LEFT + (padding * one if batch.padding == "left" else 0.0)
-    for item, count in zip(row.items, positions, strict=True):
+    for item, count in list(zip(row.items, positions, strict=True))[:MOST_CELLS]:
         wide = count * one
         kind, words = kind_of(item), " ".join(_labels(item, model))
         drawing.box(root, x, y, wide, BAR, f"cell {kind}", words)
@@ -164,7 +164,8 @@ def _item(
     width, height = width - behind * OFFSET, height - behind * OFFSET
     for frame in range(behind, -1, -1):
         left, high = x + frame * OFFSET, bottom - height - frame * OFFSET
-        drawing.box(root, left, high, width, height, f"item {kind_of(item)}", words)
+        title = words if frame == 0 else ""
+        drawing.box(root, left, high, width, height, f"item {kind_of(item)}", title)
     rows, columns = model.grid(item)
     if model.token_side is None or not rows or not columns or max(rows, columns) > 40:
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from vlm_ci.failures import headline, render
 from vlm_ci.picture import strip_svg
 from vlm_ci.report.html import batches
 from vlm_ci.report.html.differences import Argument, arguments
+from vlm_ci.report.html.drawing import shorter
 from vlm_ci.report.html.timeline import Timeline, timeline
 from vlm_ci.report.records import LONGEST_SCRIPT
 from vlm_ci.report.terminal import split, summary
@@ -33,8 +35,8 @@ VERDICTS = {
     "interrupted": "warn",
     "clean": "good",
 }
-ROOM = 1_200_000  # characters for the pictures of errors; beyond it they stand in their files
-MOST_BATCHES, MOST_GUARDS, LONGEST_TEXT = 8, 20, 4_000
+ROOM = 1_200_000  # characters for the pictures of failures; what goes beyond is left out, and said
+MOST_BATCHES, MOST_GUARDS, LONGEST_TEXT, LONGEST_CODE = 8, 20, 4_000, 20_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,15 +102,25 @@ class PageView:
     problems: tuple[str, ...]
 
 
+class _Room:
+    """How many characters are left for pictures."""
+
+    def __init__(self) -> None:
+        self._left = ROOM
+
+    def takes(self, drawn: str) -> bool:
+        """Whether a picture still fits; from then on its room is taken."""
+        fits = len(drawn) <= self._left
+        self._left -= len(drawn) if fits else 0
+        return fits
+
+
 def view(records: Records) -> PageView:
     """Return what the page shows."""
     known = [one.result.verdict for one in records.runs]
     verdict = next((name for name in VERDICTS if name in known), "incomplete")
-    room = ROOM
-    runs = []
-    for index, run in enumerate(records.runs, 1):
-        made, room = _run(run, f"run-{index}", room)
-        runs.append(made)
+    room = _Room()
+    runs = [_run(run, f"run-{index}", room) for index, run in enumerate(records.runs, 1)]
     return PageView(
         verdict=verdict,
         tone=tone(verdict),
@@ -130,16 +142,16 @@ def _sentence(records: Records) -> str:
     return f"{count} run{'s' * (count != 1)}, {found}"
 
 
-def _run(run: RunRecord, name: str, room: int) -> tuple[RunView, int]:
+def _run(run: RunRecord, name: str, room: _Room) -> RunView:
     result = run.result
     drawn = timeline(run.events, f"{name}-timeline")
-    failures = []
-    for index, record in enumerate(run.failures, 1):
-        shown, room = _failure(record, f"{name}-failure-{index}", room, str(run.folder))
-        failures.append(shown)
+    failures = [
+        _failure(record, f"{name}-failure-{index}", room, str(run.folder))
+        for index, record in enumerate(run.failures, 1)
+    ]
     hidden = ("target", "environment", "failure", "verdict", "warning", "tolerated")
     facts = [split(text) for text in summary(result)]
-    made = RunView(
+    return RunView(
         id=name,
         result=result,
         name=_name(result),
@@ -153,7 +165,6 @@ def _run(run: RunRecord, name: str, room: int) -> tuple[RunView, int]:
         failures=tuple(failures),
         worst=_worst(result),
     )
-    return made, room
 
 
 def _name(result: Result) -> str:
@@ -168,7 +179,7 @@ def _pairs(values: dict[str, object]) -> tuple[tuple[str, str], ...]:
 
 
 def _short(value: object) -> str:
-    text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return text[:LONGEST_TEXT]
 
 
@@ -179,7 +190,7 @@ def _worst(result: Result) -> str:
     return "NaN or Inf" if worst.ratio is None else f"{worst.ratio:.2g}"
 
 
-def _failure(record: FailureRecord, name: str, room: int, out: str) -> tuple[FailureView, int]:
+def _failure(record: FailureRecord, name: str, room: _Room, out: str) -> FailureView:
     failure, file = record.failure, record.file
     geometry = file.envelope.geometry if file is not None and file.envelope is not None else None
     rows = arguments(failure.call or _as_call(failure.difference))
@@ -188,12 +199,12 @@ def _failure(record: FailureRecord, name: str, room: int, out: str) -> tuple[Fai
         # The heading above it has said the cause.
         short = msgspec.structs.replace(failure.picture, title="Error of each token")
         strip = strip_svg(short, inside=f"{name}-strip")
-        if len(strip) > room:
+        if not room.takes(strip):
             strip, left_out = "", f"{record.folder}/strip.svg"
-        room -= len(strip)
-    sessions = failure.traffic.batches if failure.traffic is not None else ()
+    served = failure.traffic.batches if failure.traffic is not None else ()
+    drawn = _batches(failure, geometry, name, room)
     words = dict(enumerate(failure.words))
-    made = FailureView(
+    return FailureView(
         id=name,
         failure=failure,
         title=headline(failure),
@@ -205,18 +216,17 @@ def _failure(record: FailureRecord, name: str, room: int, out: str) -> tuple[Fai
             for index, guard in enumerate(failure.guards[:MOST_GUARDS])
         ),
         more_guards=max(len(failure.guards) - MOST_GUARDS, 0),
-        batches=_batches(failure, geometry, name),
-        more_batches=max(len(sessions) - MOST_BATCHES, 0),
+        batches=drawn,
+        more_batches=len(served) - len(drawn),
         default_geometry=geometry is None,
         strip=Markup(strip),  # our own drawing: its text is escaped as XML
         left_out=left_out,
         replay=_replay(record),
         script=record.script,
         script_command=_script_command(failure, out),
-        script_cut=len(record.script.encode()) >= LONGEST_SCRIPT,
+        script_cut=len(record.script) >= LONGEST_SCRIPT,
         text=_text(record, geometry, out),
     )
-    return made, room
 
 
 def _as_call(difference: Sequence[dict[str, str]]) -> list[dict[str, str]]:
@@ -231,7 +241,9 @@ def _as_call(difference: Sequence[dict[str, str]]) -> list[dict[str, str]]:
     ]
 
 
-def _batches(failure: Failure, geometry: Geometry | None, name: str) -> tuple[BatchView, ...]:
+def _batches(
+    failure: Failure, geometry: Geometry | None, name: str, room: _Room
+) -> tuple[BatchView, ...]:
     served = failure.traffic.batches if failure.traffic is not None else ()
     views = []
     for number, batch in enumerate(served[:MOST_BATCHES], 1):
@@ -243,7 +255,9 @@ def _batches(failure: Failure, geometry: Geometry | None, name: str) -> tuple[Ba
             title=f"Batch {number} of {len(served)}",
             place=_token(failure) if last else None,
         )
-        views.append(BatchView(number=number, picture=Markup(drawn), code=repr(batch)))
+        views.append(
+            BatchView(number=number, picture=Markup(drawn), code=shorter(repr(batch), LONGEST_CODE))
+        )
     return tuple(views)
 
 
@@ -270,7 +284,9 @@ def _place(failure: Failure) -> tuple[str, ...]:
 
 def _text(record: FailureRecord, geometry: Geometry | None, out: str) -> str:
     try:
-        return render(record.failure, out=out, geometry=geometry, replayable=bool(_replay(record)))
+        loadable = bool(_replay(record))
+        text = render(record.failure, out=out, geometry=geometry, replayable=loadable)
+        return shorter(text, 2 * LONGEST_CODE)
     except (KeyError, TypeError):  # its place is not as we write it
         return headline(record.failure)
 
