@@ -3,12 +3,13 @@
     python suites/bench/screenshots.py [--results DIR] [--out docs/screenshots]
 
 Without ``--results`` the runs are made first, which takes some minutes; DIR/red and DIR/green are
-results of earlier ones. Needs Debian's chromium and chromium-driver.
+results of earlier ones. Needs Debian's chromium, chromium-driver and pngquant.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -34,7 +35,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="results of earlier runs")
     parser.add_argument("--out", type=Path, default=HERE.parents[1] / "docs/screenshots")
     given = parser.parse_args()
-    if problem := missing():
+    if problem := missing() or ("" if shutil.which("pngquant") else "pngquant not installed"):
         raise SystemExit(problem)
     with tempfile.TemporaryDirectory() as folder, browser() as tab:
         results = given.results or Path(folder)
@@ -62,6 +63,8 @@ def _shoot(tab: Browser, page: Path, file: Path, width: str, dark: bool) -> None
     high = tab.run("return document.documentElement.scrollHeight")
     tab.resize(WIDTHS[width], min(int(high), TALLEST[width]))
     file.write_bytes(tab.picture())
+    quant = ["pngquant", "--force", "--skip-if-larger", "--quality=80-100", "--output", file, file]
+    subprocess.run(quant, check=True)
     print(f"{file.name}: {file.stat().st_size // 1024} KB, page {high} px high")
 
 

@@ -111,8 +111,8 @@ def test_the_table_has_a_row_for_each_run(whole: Parsed):
         for row in overview.iter(f"{HTML}tr")
     ][1:]
     assert heads[1:] == [
-        *("Verdict", "Backend", "Device", "Type", "Examples", "Batches", "Compiles in warm-up"),
-        *("Compiles after", "Refused calls", "Worst error ÷ allowed", "Causes"),
+        *("Verdict", "Backend", "Device", "Type", "Examples", "Batches", "Warm-up compiles"),
+        *("Compiles after", "Refused calls", "Worst ÷ allowed", "Causes"),
     ]
     figures = ["eager", "cpu", "float32", "20", "61", "5", "0", "0", "0.042"]
     assert [row[1:] for row in cells] == [["failed", *figures, "2"], ["clean", *figures, "0"]]

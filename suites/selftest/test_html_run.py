@@ -51,7 +51,7 @@ def test_one_page_holds_all_tests_of_a_session(project, workers: tuple[str, ...]
         assert part in text
     for run in records.read([project.path / "vlm-ci-out"]).runs:
         phases = [event.phase for event in run.events if event.kind == "phase"]
-        assert phases == ["warmup", "strict", "end"]
+        assert phases == ["warmup", "canary", "strict", "end"]
         rounds = [event.evidence["round"] for event in run.events if event.kind == "round"]
         assert rounds == list(range(1, run.result.warmup.rounds + 1))
         assert run.events[-1].time - run.events[0].time >= run.result.strict.seconds
