@@ -48,6 +48,8 @@ def test_the_wheel_holds_suites_and_fixtures_and_nothing_global(wheel: Path):
         "vlm_ci/_fixtures/bugs/deepstack_kwarg.py",
         "vlm_ci/_fixtures/traffic/README.md",
         "vlm_ci/schemas/result.schema.json",
+        "vlm_ci/report/html/templates/page.html",
+        "vlm_ci/report/html/templates/style.css",
     ):
         assert name in names
     tops = {name.split("/")[0] for name in names}
