@@ -20,12 +20,31 @@ from vlm_ci.plugin.configuration import (
     is_vlm,
     session_of,
 )
+from vlm_ci.plugin.distribution import (
+    pytest_cmdline_main,
+    pytest_collection_finish,
+    pytest_configure_node,
+    pytest_xdist_auto_num_workers,
+    pytest_xdist_make_scheduler,
+    pytest_xdist_setupnodes,
+)
 from vlm_ci.plugin.fixtures import vlm_check, vlm_envelope, vlm_settings, vlm_target
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
-__all__ = ["vlm_check", "vlm_envelope", "vlm_settings", "vlm_target"]
+__all__ = [
+    "pytest_cmdline_main",
+    "pytest_collection_finish",
+    "pytest_configure_node",
+    "pytest_xdist_auto_num_workers",
+    "pytest_xdist_make_scheduler",
+    "pytest_xdist_setupnodes",
+    "vlm_check",
+    "vlm_envelope",
+    "vlm_settings",
+    "vlm_target",
+]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -42,7 +61,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header(config: pytest.Config) -> str | None:
     """Say what is tested with what, where an option or an ini value shows that something is."""
-    return session_of(config).header() if is_configured(config) else None
+    if not is_configured(config):
+        return None
+    from vlm_ci.plugin.workers import workers_of
+
+    note = workers_of(config).note
+    return session_of(config).header() + (f"\nvlm-ci: {note}" if note else "")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vlm_ci.targets.protocol import Target
     from vlm_ci.warmed import WarmSlot
 
+TARGET = pytest.StashKey[int]()  # a number for the target of a test, the same in every worker
 ITEM_RESULTS = pytest.StashKey[list[tuple["Result", str]]]()
 REFUSED = pytest.StashKey[bool]()
 
@@ -64,6 +65,11 @@ class VlmSession:
         return bool(self._arguments or self._ini)
 
     # -- settings ----------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> Settings:
+        """What command line and ini file say, for every test that says nothing itself."""
+        return self._settings([])
 
     def _settings(self, markers: Sequence[Layer]) -> Settings:
         from vlm_ci.settings import Layer, Settings
@@ -121,6 +127,7 @@ class VlmSession:
                 if not self.in_worker:
                     raise
             groups.setdefault(key, {}).setdefault(plan, []).append(item)
+            item.stash[TARGET] = list(groups).index(key)
         checks = [item for item in tests if "vlm_check" in getattr(item, "fixturenames", ())]
         self._only = checks[0].nodeid if len(checks) == 1 else None
         return [item for plans in groups.values() for plan in plans.values() for item in plan]
@@ -134,6 +141,7 @@ class VlmSession:
             UsageError: it cannot be built.
         """
         from vlm_ci import building
+        from vlm_ci.plugin import workers
         from vlm_ci.targets import loading
 
         if len(settings.targets) > 1:
@@ -141,6 +149,7 @@ class VlmSession:
                 f"{settings.target!r} names several targets where only one can be taken: name them "
                 "on the command line, in the ini file or in a marker of the test itself"
             )
+        workers.check_gpu(self.config, settings.device)
         key = building.target_key(settings)
         if self._target is None or self._key != key:
             self.close()
