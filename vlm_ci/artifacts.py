@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 RESULT = "result.json"
 SERVING = "serving.json"
+EVIDENCE = "evidence.txt"
 INTERVAL = 1.0  # seconds between two writes of result.json while nothing new is found
 
 
@@ -208,16 +209,19 @@ class ResultsFolder:
             _write(folder / STRIP, strip_svg(failure.picture).encode())
         geometry = file.envelope.geometry if file.envelope is not None else None
         text = render(failure, out=str(self.out), geometry=geometry, replayable=file.loadable)
-        _write(folder / "evidence.txt", (text + "\n").encode())
+        _write(folder / EVIDENCE, (text + "\n").encode())
         self._written[identity(failure)] = failure
 
 
-def salvage(out: Path, test: str) -> Result | None:
+def salvage(out: Path, test: str, *, since: float = 0.0) -> Result | None:
     """Finish what a process left that died while it ran a test: its last session is a crash.
 
-    Returns None where the folder holds no such run.
+    Returns None where the folder holds no such run, or one that had ended before ``since`` (seconds
+    since the epoch): an earlier one that was killed.
     """
     try:
+        if (out / SERVING).stat().st_mtime < since:
+            return None
         result = msgspec.json.decode((out / RESULT).read_bytes(), type=Result)
         last = msgspec.json.decode((out / SERVING).read_bytes(), type=FailureFile)
     except (OSError, msgspec.DecodeError):
@@ -228,6 +232,11 @@ def salvage(out: Path, test: str) -> Result | None:
     folder = ResultsFolder(out, msgspec.structs.replace(last, failure=None))
     folder.add(result, last.failure)
     return result
+
+
+def text_of(out: Path, failure: Failure) -> str:
+    """Return the text of a failure whose folder was written below ``out``."""
+    return (out / failure.path / EVIDENCE).read_text().rstrip("\n")
 
 
 def evidence_of(

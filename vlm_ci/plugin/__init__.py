@@ -24,6 +24,8 @@ from vlm_ci.plugin.distribution import (
     pytest_cmdline_main,
     pytest_collection_finish,
     pytest_configure_node,
+    pytest_handlecrashitem,
+    pytest_testnodedown,
     pytest_xdist_auto_num_workers,
     pytest_xdist_make_scheduler,
     pytest_xdist_setupnodes,
@@ -37,6 +39,8 @@ __all__ = [
     "pytest_cmdline_main",
     "pytest_collection_finish",
     "pytest_configure_node",
+    "pytest_handlecrashitem",
+    "pytest_testnodedown",
     "pytest_xdist_auto_num_workers",
     "pytest_xdist_make_scheduler",
     "pytest_xdist_setupnodes",
@@ -116,11 +120,10 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
 
 
 def pytest_runtest_logreport(report: Any) -> None:
-    """Take what a worker's report carries, or what a worker that died has left on disk."""
-    if hasattr(report, "node"):  # set by xdist on the controller
-        carries = any(name.startswith("vlm_ci") for name in vars(report))
-        if carries or report.when == "???":
-            session_of(report.node.config).receive(report)
+    """Take what a worker's report carries."""
+    # The node is set by xdist, on the controller.
+    if hasattr(report, "node") and any(name.startswith("vlm_ci") for name in vars(report)):
+        session_of(report.node.config).receive(report)
 
 
 @pytest.hookimpl(trylast=True)
@@ -132,20 +135,14 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         state.write_page()
         if state.in_worker:
             session.config.workeroutput["vlm_ci_problems"] = state.problems  # type: ignore[attr-defined]
+        if session.exitstatus == pytest.ExitCode.OK and state.deaths:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
         found = any(result.failures for result, _ in state.results)
         if not found and (
             (session.exitstatus == pytest.ExitCode.TESTS_FAILED and state.refused)
             or (session.exitstatus == pytest.ExitCode.OK and state.problems)
         ):
             session.exitstatus = pytest.ExitCode.USAGE_ERROR
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any, error: object) -> None:
-    """Take what a worker met when it closed its target."""
-    problems = getattr(node, "workeroutput", {}).get("vlm_ci_problems", [])
-    if problems:
-        session_of(node.config).problems += problems
 
 
 def pytest_terminal_summary(

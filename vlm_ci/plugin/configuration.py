@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vlm_ci.settings import Layer
 
 SESSION = pytest.StashKey["VlmSession"]()
+STARTED = pytest.StashKey[float]()  # seconds since the epoch
 FIXTURES = frozenset(("vlm_check", "vlm_target", "vlm_settings"))
 
 MARKER_LINE = (

@@ -6,11 +6,12 @@ are never called.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vlm_ci.plugin.configuration import is_configured, is_vlm
+from vlm_ci.plugin.configuration import SESSION, STARTED, is_configured, is_vlm, session_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -25,6 +26,7 @@ TARGETS = pytest.StashKey[dict[str, int]]()  # on the controller: the target of 
 @pytest.hookimpl(wrapper=True)
 def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object]:
     """See what the user chose before xdist makes ``--dist load`` of ``-n``."""
+    config.stash[STARTED] = time.time()
     option = config.option
     chosen = getattr(option, "dist", "no") != "no" or getattr(option, "distload", False)
     config.stash[CHOSEN] = chosen
@@ -83,3 +85,22 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Schedul
 
     targets: dict[str, int] = config.stash.setdefault(TARGETS, {})
     return TargetScheduling(config, log, targets)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Take what a worker met when it closed its target, or that it died."""
+    problems = getattr(node, "workeroutput", {}).get("vlm_ci_problems", [])
+    if problems:
+        session_of(node.config).problems += problems
+    used = is_configured(node.config) or SESSION in node.config.stash
+    if used and error and error != "keyboard-interrupt":
+        session_of(node.config).deaths[node.gateway.id] = str(error)
+
+
+@pytest.hookimpl(trylast=True, optionalhook=True)
+def pytest_handlecrashitem(report: Any) -> None:
+    """Say with the crash of a worker which session it was serving, if it served one."""
+    state = session_of(report.node.config)
+    state.deaths.pop(report.node.gateway.id, None)
+    report.longrepr = "\n\n".join([str(report.longrepr), *state.salvage(report.nodeid)])

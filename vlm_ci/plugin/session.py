@@ -42,8 +42,10 @@ class VlmSession:
         self.refused = False
         self.problems: list[str] = []
         self._page = ""  # where the page of all runs lies
+        self.deaths: dict[str, str] = {}  # workers that ended where no test is to blame
         self._only: str | None = None  # the node id of the only check of the session
         self._folder = Path.cwd()
+        self._started = config.stash.get(configuration.STARTED, 0.0)
         self._busy = False
         self._runs: Counter[str] = Counter()
         self._target: Target | None = None
@@ -262,9 +264,7 @@ class VlmSession:
             report.__dict__["vlm_ci_refused"] = True
 
     def receive(self, report: Any) -> None:
-        """Take what a worker's report carries; for a worker that died, what it left on disk."""
-        if report.when == "???":
-            self._salvage(report.nodeid)
+        """Take what a worker's report carries."""
         self.refused |= getattr(report, "vlm_ci_refused", False)
         carried = getattr(report, "vlm_ci_results", ())
         if carried:
@@ -275,15 +275,18 @@ class VlmSession:
             for content, out in carried:
                 self._keep(msgspec.json.decode(content, type=Result), out)
 
-    def _salvage(self, nodeid: str) -> None:
+    def salvage(self, nodeid: str) -> list[str]:
+        """Keep what a worker left on disk that died in a test; return its failures' texts."""
         from vlm_ci import artifacts
 
-        settings = self._settings([])
-        for base in (settings.out / _slug(nodeid), settings.out):
+        texts = []
+        for base in (self.settings.out / _slug(nodeid), self.settings.out):
             for out in (base, *sorted(base.glob("run-*"))):
-                result = artifacts.salvage(out, nodeid)
+                result = artifacts.salvage(out, nodeid, since=self._started)
                 if result is not None:
                     self._keep(result, str(out))
+                    texts += [artifacts.text_of(out, failure) for failure in result.failures]
+        return texts
 
     def write_page(self) -> None:
         """Write one page of all runs; a worker leaves that to the controller."""
@@ -311,8 +314,11 @@ class VlmSession:
 
     def summary(self) -> list[str]:
         """Return the lines of the summary section: one block for each run."""
-        if not (self.results or self.problems):
+        deaths = [f"worker {name} ended outside a test: {why}" for name, why in self.deaths.items()]
+        problems = [*self.problems, *deaths]
+        if not (self.results or problems):
             return []
+        from vlm_ci.plugin.workers import workers_of
         from vlm_ci.report.terminal import line, summary
 
         lines: list[str] = []
@@ -320,9 +326,12 @@ class VlmSession:
             if lines:
                 lines.append("")
             lines += summary(result, out)
+        workers = workers_of(self.config)
+        if workers.shared:
+            lines.append(line("workers", workers.note))
         if self._page:
             lines += [*[""][: len(self.results) > 1], line("report", self._page)]
-        return [*lines, *(line("problem", text) for text in self.problems)]
+        return [*lines, *(line("problem", text) for text in problems)]
 
 
 def _blind(settings: Settings) -> list[str]:
