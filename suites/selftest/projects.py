@@ -40,7 +40,7 @@ class Project:
 
     def run(self, *args: str) -> pytest.RunResult:
         """Run pytest in a process of its own."""
-        if any(arg.startswith("-n") for arg in args):
+        if any(arg.startswith(("-n", "--tx")) for arg in args):
             return self._subprocess(*args)
         done = processes.run("pytest", *args, cwd=self.path)
         sys.stdout.write(done.stdout)  # for the report, should this test fail

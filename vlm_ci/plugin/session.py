@@ -142,8 +142,11 @@ class VlmSession:
         Raises:
             UsageError: it cannot be built.
         """
+        from vlm_ci.plugin.workers import check_gpu
+
+        check_gpu(self.config, settings.device)  # before anything might start CUDA
+
         from vlm_ci import building
-        from vlm_ci.plugin import workers
         from vlm_ci.targets import loading
 
         if len(settings.targets) > 1:
@@ -151,7 +154,6 @@ class VlmSession:
                 f"{settings.target!r} names several targets where only one can be taken: name them "
                 "on the command line, in the ini file or in a marker of the test itself"
             )
-        workers.check_gpu(self.config, settings.device)
         key = building.target_key(settings)
         if self._target is None or self._key != key:
             self.close()
