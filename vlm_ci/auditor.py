@@ -121,6 +121,7 @@ class Auditor:
         clean = False
         while not clean and audit.rounds < MOST_ROUNDS:
             audit.rounds += 1
+            self._checker.progress.auditing(audit.rounds, len(self.result.failures))
             settings = self._settings
             found = self._checker.explorer.explore(
                 runner,

@@ -306,6 +306,7 @@ class Checker:
 
     def _apply_canary(self) -> None:
         self.watcher.begin("canary")
+        self.progress.note("canary and reference")
         canary = self.result.parity.canary
         if not hasattr(self.target, "run_perturbed"):
             self.result.warnings.append(

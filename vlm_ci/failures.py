@@ -116,6 +116,14 @@ def headline(failure: Failure) -> str:
     return f"{failure.kind}: {failure.cause}"
 
 
+def replay_command(failure: Failure, out: str) -> str:
+    """Return the command that runs a failure again, empty where nothing was kept; ``out`` is the
+    folder of the result file as the user names it."""
+    if not failure.path:
+        return ""
+    return f"vlm-ci replay {shlex.quote(f'{out}/{failure.path}' if out else failure.path)}"
+
+
 def render(
     failure: Failure,
     *,
@@ -171,7 +179,7 @@ def render(
         if failure.picture is not None:
             lines.append(_line("picture", f"{place_of_it}/{STRIP}"))
         if replayable and failure.kind != "baseline":  # that takes the run again, as it was
-            lines.append(_line("replay", f"vlm-ci replay {shlex.quote(place_of_it)}"))
+            lines.append(_line("replay", replay_command(failure, out)))
     if failure.repro is not None:
         lines += _block("repro", _repro(failure.repro, out))
     return "\n".join(lines)

@@ -24,6 +24,14 @@ class Progress(Protocol):
         """A session is over; shrinking may run more sessions than ``examples``."""
         ...
 
+    def auditing(self, search: int, causes: int) -> None:
+        """Another search of an audit begins: its number from 1, and the causes known so far."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Something begins that may take long, and counts nothing."""
+        ...
+
 
 class Journal(Protocol):
     """Keeps what a run has found, while it goes on."""
@@ -71,4 +79,10 @@ class Silent:
         """Say nothing."""
 
     def searching(self, sessions: int, examples: int, batches: int, failing: int) -> None:
+        """Say nothing."""
+
+    def auditing(self, search: int, causes: int) -> None:
+        """Say nothing."""
+
+    def note(self, text: str) -> None:
         """Say nothing."""

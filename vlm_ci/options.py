@@ -96,6 +96,13 @@ OPTIONS = (
         help=f"where result.json and failures/ go (default {DEFAULT_OUT})",
     ),
     Option(
+        name="github",
+        kind=bool,
+        per_test=False,
+        help="write the summary of the step of GitHub Actions, and annotations (default: where "
+        "this is such a step)",
+    ),
+    Option(
         name="corpus",
         metavar="DIR",
         file=True,

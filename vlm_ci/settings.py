@@ -70,6 +70,7 @@ class Settings:
     bug: str | None = None
     repaired: bool = False
     out: Path = Path(DEFAULT_OUT)
+    github: bool | None = None  # None: where this is a step of GitHub Actions
     corpus: Path = Path(DEFAULT_CORPUS)
     database: Path | None = None
     baselines: Path | None = Path(DEFAULT_BASELINES)

@@ -14,6 +14,8 @@ from vlm_ci import environment
 from vlm_ci.doctor import surroundings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the tests use no hub
+for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
+    os.environ.pop(name, None)  # what the tests run is not what a step is about
 if os.environ.get("PYTEST_XDIST_WORKER"):
     # One worker for each core: threads of its own would only get in each other's way.
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -45,6 +45,7 @@ def run(*argv: str, cwd: Path, timeout: float = 300, **environment: str) -> Done
     What the surrounding test run says in its variables does not reach it.
     """
     own = ("PYTEST_XDIST", "PYTEST_CURRENT_TEST", "PYTEST_ADDOPTS", "PYTEST_VERSION", "CI")
+    own += ("GITHUB_",)
     variables = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     with tempfile.TemporaryDirectory() as logs:
         process = context().Process(

@@ -19,6 +19,7 @@ import pytest
 from toy import ToyTarget
 
 from vlm_ci import evidence, runner
+from vlm_ci.listeners import Silent
 from vlm_ci.result import Result
 from vlm_ci.settings import Settings
 
@@ -39,14 +40,11 @@ def faulty() -> ToyTarget:
     return ToyTarget(serve)
 
 
-class Reporting:
+class Reporting(Silent):
     """Writes the number of causes found so far into a pipe, each time it hears of it."""
 
     def __init__(self, pipe: int) -> None:
         self.pipe = pipe
-
-    def warming(self, round_number: int, index: int, total: int) -> None:
-        pass
 
     def searching(self, sessions: int, examples: int, batches: int, failing: int) -> None:
         os.write(self.pipe, bytes([failing]))

@@ -26,6 +26,7 @@ VALUES = {
     "bug": ("static-size", "silent-limit"),
     "repaired": (True, False),
     "out": ("one", "two"),
+    "github": (True, False),
     "corpus": ("corpus-one", "corpus-two"),
     "database": ("database-one", "database-two"),
     "dynamic": ("auto", "false"),

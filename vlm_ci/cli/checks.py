@@ -132,7 +132,7 @@ def audit(repro: bool, **given: Any) -> None:
         raise UsageError(f"--target {settings.target!r}: an audit takes one target")
     from vlm_ci import artifacts, building, runner
     from vlm_ci.failures import render
-    from vlm_ci.report import pages
+    from vlm_ci.report import actions, pages
     from vlm_ci.report.progress import TerminalProgress
     from vlm_ci.report.terminal import line, summary
 
@@ -150,18 +150,22 @@ def audit(repro: bool, **given: Any) -> None:
             target.close()
     finally:
         progress.close()
-    for failure in result.failures:
-        click.echo(render(failure, out=str(settings.out), geometry=geometry) + "\n")
-    for text in summary(result, str(settings.out)):
-        click.echo(text)
-    click.echo(line("report", pages.keep([settings.out], settings.out)))
+    shown = [
+        render(failure, out=str(settings.out), geometry=geometry) + "\n"
+        for failure in result.failures
+    ]
+    shown += summary(result, str(settings.out))
+    shown.append(line("report", pages.keep([settings.out], settings.out)))
+    for text in shown:
+        click.echo(actions.for_log(text))
+    actions.tell([(result, str(settings.out))], settings.github, say=click.echo)
     codes = {"clean": CLEAN, "interrupted": INTERRUPTED, "incomplete": INTERRUPTED}
     raise SystemExit(codes.get(result.verdict, FOUND))
 
 
 _OF_THE_CACHE = ("cache", "cache_scope", "cache_lock")
 _OF_A_SEARCH = (
-    *("examples", "profile", "seed", "database", "corpus", "out"),
+    *("examples", "profile", "seed", "database", "corpus", "out", "github"),
     *_OF_THE_CACHE,
     *_OF_BASELINES,
 )
@@ -209,7 +213,7 @@ def replay(
 
 
 _OF_A_CHECK = (
-    *("warmup", "profile", "policy", "database", "corpus", "examples"),
+    *("warmup", "profile", "policy", "database", "corpus", "examples", "github"),
     *("reference", "relations"),  # a synthesis compares no logits
     *_OF_THE_CACHE,  # and counts what a cold start compiles
     *_OF_BASELINES,

@@ -57,7 +57,7 @@ def failed(
     Raises:
         UsageError: the file is refused.
     """
-    merged = merging.merge(files.read(path), is_file=_is_file)
+    merged = read(path)
     for test in merged.tests:
         if not test.broken or infrastructure not in (None, bool(test.rule)):
             continue
@@ -66,6 +66,15 @@ def failed(
             warn(problem)
         else:
             say(test.nodeid)
+
+
+def read(path: Path) -> Merged:
+    """Read what ``merge`` wrote, or a JUnit file as it is.
+
+    Raises:
+        UsageError: the file is refused.
+    """
+    return merging.merge(files.read(path), is_file=_is_file)
 
 
 def _unprintable(test: Test) -> str:

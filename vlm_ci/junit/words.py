@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from vlm_ci.junit.records import Merged, Test
+    from vlm_ci.report.markdown import TestNote
 
 MOST = 50  # lines of one sort; the file has all
 WIDTH = 120
@@ -44,6 +45,28 @@ def summary(merged: Merged, out: str) -> list[str]:
     lines.append(_line("merged", _counts(merged)))
     lines.append(_line("written", out))
     return lines
+
+
+def notes(merged: Merged) -> list[TestNote]:
+    """Return what a report says of the tests that need a look; what is broken stands first."""
+    from vlm_ci.report.markdown import TestNote  # loads what a merge does without
+
+    found = []
+    for test in merged.tests:
+        if test.missing:
+            sort = "missing shard" if test.missing == "shard" else "missing"
+            found.append(TestNote(sort=sort, name=test.nodeid or test.case.name))
+        elif test.broken:
+            sort, why = (
+                ("infrastructure", f"rule {test.rule} matched {test.matched!r}")
+                if test.rule
+                else ("failed", _why(test))
+            )
+            found.append(TestNote(sort=sort, name=_name(test), text=why))
+        elif test.flaky or test.recovered:
+            sort = "flaky" if test.flaky else "recovered"
+            found.append(TestNote(sort=sort, name=_name(test), text=test.flaky or test.note))
+    return found
 
 
 def _counts(merged: Merged) -> str:

@@ -151,7 +151,8 @@ def pytest_terminal_summary(
     """Print the summary of each run of this session."""
     state = config.stash.get(SESSION, None)
     lines = state.summary() if state is not None else []
-    if lines:
+    if state is not None and lines:
         terminalreporter.section("vlm-ci")
         for line in lines:
             terminalreporter.write_line(line)
+        state.tell_github(terminalreporter.write_line)

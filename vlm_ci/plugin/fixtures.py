@@ -62,6 +62,7 @@ def vlm_check(
 
 
 def _check(session: VlmSession, item: pytest.Item, settings: Settings, target: Target) -> Result:
+    from vlm_ci.report.actions import for_log
     from vlm_ci.report.failures import failure_text
     from vlm_ci.report.properties import properties
 
@@ -70,7 +71,7 @@ def _check(session: VlmSession, item: pytest.Item, settings: Settings, target: T
     except UsageError as error:
         session.refuse(item, error)
     _, out = session.results[-1]
-    item.user_properties += properties(result, out)
+    item.user_properties += properties(result, out, replayable=session.owns(target))
     if result.verdict == "interrupted":
         raise KeyboardInterrupt
     if result.failures:
@@ -80,7 +81,7 @@ def _check(session: VlmSession, item: pytest.Item, settings: Settings, target: T
             geometry=target.envelope.geometry,
             replayable=session.owns(target),
         )
-        pytest.fail(text, pytrace=False)
+        pytest.fail(for_log(text), pytrace=False)
     if result.verdict != "clean":
         pytest.fail(f"the run is {result.verdict}: nothing was proved", pytrace=False)
     return result

@@ -15,7 +15,7 @@ from vlm_ci.plugin import configuration
 from vlm_ci.plugin.carrier import CARRIER
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from vlm_ci.result import Result
     from vlm_ci.settings import Layer, Settings
@@ -314,6 +314,13 @@ class VlmSession:
             + (f"\nvlm-ci: not watched: {', '.join(blind)}" if blind else "")
         )
 
+    def tell_github(self, say: Callable[[str], object]) -> None:
+        """Give the step of GitHub Actions that this session runs in its summary and annotations."""
+        if self.results:
+            from vlm_ci.report import actions
+
+            actions.tell(self.results, self._settings([]).github, say=say)
+
     def summary(self) -> list[str]:
         """Return the lines of the summary section: one block for each run."""
         deaths = [f"worker {name} ended outside a test: {why}" for name, why in self.deaths.items()]
@@ -321,6 +328,7 @@ class VlmSession:
         if not (self.results or problems):
             return []
         from vlm_ci.plugin.workers import workers_of
+        from vlm_ci.report.actions import for_log
         from vlm_ci.report.terminal import line, summary
 
         lines: list[str] = []
@@ -333,7 +341,8 @@ class VlmSession:
             lines.append(line("workers", workers.note))
         if self._page:
             lines += [*[""][: len(self.results) > 1], line("report", self._page)]
-        return [*lines, *(line("problem", text) for text in problems)]
+        lines += [line("problem", text) for text in problems]
+        return [for_log(text) for text in lines]
 
 
 def _blind(settings: Settings) -> list[str]:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vlm_ci.failures import headline, replay_command
+
 if TYPE_CHECKING:
     from vlm_ci.result import Result, Worst
 
 
-def properties(result: Result, out: str) -> list[tuple[str, str]]:
-    """Return the figures of a run; a figure that nothing here observes is left out."""
+def properties(result: Result, out: str, *, replayable: bool = True) -> list[tuple[str, str]]:
+    """Return the figures of a run; a figure that nothing here observes is left out.
+
+    Each cause is a property ``vlm_ci_cause`` of its own, and so is each command that runs one again
+    where ``replayable`` says that the target can be built again by name.
+    """
     strict, worst = result.strict, result.parity.worst
     figures: dict[str, Any] = {
         "verdict": result.verdict,
@@ -37,7 +43,13 @@ def properties(result: Result, out: str) -> list[tuple[str, str]]:
         "results": out,
     }
     known = ((name, value) for name, value in figures.items() if value not in (None, ""))
-    return [(f"vlm_ci_{name}", str(value)) for name, value in known]
+    causes = [("vlm_ci_cause", headline(failure)) for failure in result.failures]
+    commands = [
+        ("vlm_ci_replay", command)
+        for failure in result.failures
+        if replayable and (command := replay_command(failure, out))
+    ]
+    return [*((f"vlm_ci_{name}", str(value)) for name, value in known), *causes, *commands]
 
 
 def _ratio(worst: Worst | None) -> str | None:

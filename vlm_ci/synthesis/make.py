@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from vlm_ci import artifacts, building, causes, environment
 from vlm_ci.errors import UsageError
@@ -23,6 +23,7 @@ from vlm_ci.traffic.spec import Session
 from vlm_ci.warmup import named_plan
 
 if TYPE_CHECKING:
+    from vlm_ci.listeners import Progress
     from vlm_ci.settings import Settings
     from vlm_ci.synthesis.cold import Found, Outcome
     from vlm_ci.targets.protocol import Target
@@ -30,22 +31,6 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 4  # verifications; each that fails adds what it found
 ORDERINGS = 4  # cold warm-ups in order before the order is taken as it is
-
-
-class Progress(Protocol):
-    """Hears how a synthesis goes on."""
-
-    def warming(self, round_number: int, index: int, total: int) -> None:
-        """A warm-up batch begins."""
-        ...
-
-    def searching(self, sessions: int, examples: int, batches: int, failing: int) -> None:
-        """A session is over."""
-        ...
-
-    def note(self, text: str) -> None:
-        """Another stage begins."""
-        ...
 
 
 def synthesize(settings: Settings, progress: Progress) -> Result:
