@@ -117,9 +117,10 @@ def headline(failure: Failure) -> str:
 
 
 def replay_command(failure: Failure, out: str) -> str:
-    """Return the command that runs a failure again, empty where nothing was kept; ``out`` is the
-    folder of the result file as the user names it."""
-    if not failure.path:
+    """Return the command that runs a failure again; ``out`` is the folder of the result file as the
+    user names it. Empty where nothing was kept, and for a rise over a baseline: that takes the
+    whole run again, as it was."""
+    if not failure.path or failure.kind == "baseline":
         return ""
     return f"vlm-ci replay {shlex.quote(f'{out}/{failure.path}' if out else failure.path)}"
 
@@ -178,8 +179,8 @@ def render(
         lines.append(_line("evidence", place_of_it))
         if failure.picture is not None:
             lines.append(_line("picture", f"{place_of_it}/{STRIP}"))
-        if replayable and failure.kind != "baseline":  # that takes the run again, as it was
-            lines.append(_line("replay", replay_command(failure, out)))
+        if replayable and (command := replay_command(failure, out)):
+            lines.append(_line("replay", command))
     if failure.repro is not None:
         lines += _block("repro", _repro(failure.repro, out))
     return "\n".join(lines)

@@ -91,7 +91,7 @@ def test_outside_the_checkout_the_test_is_annotated_and_the_place_named():
 
 def test_tolerated_findings_and_improvements_are_warnings():
     run = result(
-        failures=[failure()],
+        failures=[failure(), failure(kind="baseline", cause="compiles rose")],
         tolerated=[Tolerated(failure=failure(kind="stall", cause="slow"), policy="warn", count=4)],
         baseline=BaselineUse(
             changes=[
@@ -101,7 +101,10 @@ def test_tolerated_findings_and_improvements_are_warnings():
         ),
     )
     told = [(undone(line)[0], undone(line)[2]) for line in commands(run)]
-    assert told[1] == ("error", "compiles was 4 and is 9")
+    level, text = told[1]
+    assert level == "error"
+    assert text.startswith("baseline: compiles rose\n")
+    assert "replay" not in text  # that takes the whole run again
     assert told[2] == ("warning", "stall: slow\ntolerated 4 times by the policy warn")
     assert told[3] == ("warning", "breaks was 4 and is 2")
 

@@ -92,10 +92,9 @@ def _notes(
         note = _at(entry.failure, "warning", result, message, source, test)
         yield ("tolerated", identity(entry.failure)), note
     for change in result.baseline.changes if result.baseline is not None else ():
-        yield (
-            ("baseline", change.field, change.before, change.after),
-            _changed(change, result, test),
-        )
+        if not change.worse:  # what is worse is a failure, or tolerated
+            key = ("baseline", change.field, change.before, change.after)
+            yield key, _improved(change, result, test)
 
 
 def _told(failure: Failure, out: str) -> list[tuple[str, str]]:
@@ -135,11 +134,10 @@ def _places(failure: Failure) -> Iterator[tuple[str, int]]:
             yield found["path"], int(found["line"])
 
 
-def _changed(change: Change, result: Result, test: Place | None) -> _Note:
-    word = "worse" if change.worse else "better"
+def _improved(change: Change, result: Result, test: Place | None) -> _Note:
     return _Note(
-        level="error" if change.worse else "warning",
-        title=f"vlm-ci: {word} than the baseline in {result.target}",
+        level="warning",
+        title=f"vlm-ci: better than the baseline in {result.target}",
         message=one_line(f"{change.field} was {change.before} and is {change.after}", MOST_MESSAGE),
         place=test,
     )
