@@ -212,7 +212,6 @@ def test_a_clean_run_of_a_factory_target(tmp_path: Path):
     assert "verdict        clean, results in out" in done.stdout
     assert "warning        --dtype does not apply to toy:factory" in done.stdout
     assert "loading torch and transformers" in done.stderr
-    assert "vlm-ci: strict 1/20" in done.stderr
     result = json.loads((tmp_path / "out/result.json").read_text())
     assert result["verdict"] == "clean"
     assert result["traffic"]["examples"] == 20
@@ -328,11 +327,10 @@ def test_ctrl_c_keeps_what_was_found(tmp_path: Path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "vlm-ci: shrinking" in line:
-            process.send_signal(signal.SIGINT)
-            break
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("failures/*/failure.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 2, out
     assert "Traceback" not in out

@@ -65,8 +65,9 @@ def words(state: State, pace: Pace, now: float) -> str:
         parts.append(f"{count} {state.unit}")
     parts += state.facts
     parts += behind(state, pace, now)
-    parts.append(f"{duration(now - pace.began)} so far")
-    return f"{state.phase}: {', '.join(parts)}"
+    if now - pace.began >= 1.0:
+        parts.append(f"{duration(now - pace.began)} so far")
+    return f"{state.phase}: {', '.join(parts)}" if parts else state.phase
 
 
 def behind(state: State, pace: Pace, now: float) -> list[str]:
