@@ -129,6 +129,8 @@ class Auditor:
                 seed=settings.seed + audit.rounds - 1,
                 corpus=settings.corpus,
                 memory=settings.memory if audit.rounds == 1 else None,
+                evidence=settings.evidence if audit.rounds == 1 else (),
+                part=settings.part,
             )
             clean, self._extended = not found, False
             left = sorted(found, key=_size)

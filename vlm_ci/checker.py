@@ -25,7 +25,7 @@ from vlm_ci.relating import Relations
 from vlm_ci.result import Result, tolerate, verdict
 from vlm_ci.strict import Step, StrictRunner
 from vlm_ci.targets.answers import checked
-from vlm_ci.targets.protocol import Target, TargetInfo
+from vlm_ci.targets.protocol import Target, info_of
 from vlm_ci.warmed import Warmed, counts
 from vlm_ci.warming import Warmer
 from vlm_ci.warmup import MAX_ROUNDS, Plan, WarmupReport, find_plan
@@ -39,17 +39,16 @@ if TYPE_CHECKING:
     from vlm_ci.baselines.use import Baseline
     from vlm_ci.caching.use import CompileCache
     from vlm_ci.memory import Memory
+    from vlm_ci.sharding import Shard
     from vlm_ci.traffic.spec import Session
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckSettings:
     """How much to try, after which warm-up. ``examples`` counts sessions.
-
-    ``corpus`` is tried before anything is generated, and before it what ``memory`` holds of
-    earlier runs; ``target`` is the name by which the user called the target. ``baseline`` is what
-    the run is compared with when it is over. ``reference`` and ``relations`` are as on the command
-    line.
+    ``evidence`` is tried first, then ``memory``, ``corpus``, and what is generated, of which a run
+    may do a ``part`` alone. ``target`` is the name by which the user called the target,
+    ``baseline`` what the run is compared with when it is over.
     """
 
     plan: Plan
@@ -59,6 +58,8 @@ class CheckSettings:
     command: str = "run"
     corpus: tuple[Session, ...] = ()
     memory: Memory | None = None
+    evidence: tuple[Session, ...] = ()
+    part: Shard | None = None
     target: str | None = None
     policies: Policies = field(default_factory=Policies)
     baseline: Baseline | None = None
@@ -136,9 +137,7 @@ class Checker:
         self.progress = progress
         self.warmed = warmed
         self._own_watcher = not isinstance(getattr(target, "watcher", None), Watcher)
-        info = getattr(target, "info", None) or TargetInfo(
-            name=target.name, recipe="", backend="", device="cpu", dtype="float32"
-        )
+        info = info_of(target)
         self.result = Result(
             command=settings.command,
             target=settings.target or info.name,
@@ -351,6 +350,8 @@ class Checker:
             seed=settings.seed,
             corpus=settings.corpus,
             memory=settings.memory,
+            evidence=settings.evidence,
+            part=settings.part,
         )
         self.judge_calls(runner)
 

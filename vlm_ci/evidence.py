@@ -111,10 +111,21 @@ def read(path: Path) -> Recorded:
         UsageError: it is not there, not a failure file, or lacks what a replay needs.
     """
     try:
-        content = msgspec.json.decode(path.read_bytes())
+        content = path.read_bytes()
     except OSError as error:
         raise UsageError(f"cannot read the failure file {path}: {error.strerror}") from None
-    except msgspec.DecodeError as error:
+    return parse(content, path)
+
+
+def parse(raw: bytes, path: Path) -> Recorded:
+    """Return the failure file that was read from a path.
+
+    Raises:
+        UsageError: it is no failure file, or lacks what a replay needs.
+    """
+    try:
+        content = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, RecursionError) as error:
         raise UsageError(f"failure file {path}: {error}") from None
     schema = content.get("schema") if isinstance(content, dict) else None
     if not isinstance(schema, str) or not schema.startswith("vlm-ci/failure/"):

@@ -12,6 +12,7 @@ from vlm_ci.failures import Failure, identity
 from vlm_ci.parity.localisation import localise
 from vlm_ci.result import Regions, Result
 from vlm_ci.search import Search
+from vlm_ci.sharding import examples_of
 from vlm_ci.traffic import corners
 from vlm_ci.traffic.spec import Image, Session, Video
 from vlm_ci.warmup import increase
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from vlm_ci.listeners import Journal, Progress
     from vlm_ci.memory import Memory
+    from vlm_ci.sharding import Shard
     from vlm_ci.strict import StrictRunner
     from vlm_ci.targets.protocol import Target
 
@@ -59,8 +61,13 @@ class Explorer:
         seed: int,
         corpus: Sequence[Session] = (),
         memory: Memory | None = None,
+        evidence: Sequence[Session] = (),
+        part: Shard | None = None,
     ) -> list[Failure]:
         """Try recorded sessions, then search; return what was found, each as small as it gets.
+
+        ``evidence`` comes first. A part of a search tries its part of the corpus too; evidence and
+        memory it tries as a whole, because another machine's may hold other sessions.
 
         Where an exception ends the search, what it has found is in the result's failures.
         """
@@ -69,7 +76,9 @@ class Explorer:
         strict, traffic = result.strict, result.traffic
         if not traffic.corners:
             traffic.corners = dict.fromkeys(corners.allowed(target.envelope), 0)
-        recorded = [*(memory.sessions() if memory else ()), *corpus]
+        own = [session for index, session in enumerate(corpus) if not part or part.takes(index)]
+        recorded = [*evidence, *(memory.sessions() if memory else ()), *own]
+        examples_here = examples_of(part, examples)
         accepted = [
             session
             for session in dict.fromkeys(recorded)
@@ -92,12 +101,12 @@ class Explorer:
             runner.run_session(session)
             self._save()
             self._progress.searching(
-                traffic.examples - already, examples, strict.batches, len(search.best)
+                traffic.examples - already, examples_here, strict.batches, len(search.best)
             )
 
         complete = False
         try:
-            search.run(check_session, examples=examples, seed=seed, corpus=accepted)
+            search.run(check_session, examples=examples, seed=seed, corpus=accepted, part=part)
             self._localise(search)
             complete = True
         finally:
@@ -106,6 +115,8 @@ class Explorer:
                 strict.shrink_seconds.append(round(time.perf_counter() - search.first_red, 3))
             found = [_noted(failure, search.flaky) for failure in search.best.values()]
             self._search = None
+            if result.evidence is not None:
+                result.evidence.failing += sum(one in search.failed for one in evidence)
             if not complete:
                 known = set(map(identity, result.failures))
                 result.failures += [one for one in found if identity(one) not in known]
@@ -118,6 +129,8 @@ class Explorer:
             if memory is not None:
                 failed = [failure.traffic for failure in found if failure.traffic]
                 memory.update(passed=search.passed, failed=failed)
+                new = [text for text in memory.problems if text not in result.warnings]
+                result.warnings += new
             at_end = target.stats()  # last: an engine that died may raise here
             if forward is not None and at_end.forward_seconds is not None:
                 strict.forward_seconds += at_end.forward_seconds - forward

@@ -83,7 +83,13 @@ OPTIONS = (
         metavar="N",
         help="how many sessions to try, in place of the profile's",
     ),
-    Option(name="seed", kind=int, metavar="S", help="the seed of the traffic (default 0)"),
+    Option(
+        name="seed",
+        kind=int,
+        metavar="S",
+        help="the seed of the traffic (default 0; under profile nightly GITHUB_RUN_ID, or the "
+        "date in UTC)",
+    ),
     Option(
         name="bug", metavar="NAME", help="plant this bug; it brings its target, recipe and warm-up"
     ),
@@ -113,8 +119,43 @@ OPTIONS = (
         name="database",
         metavar="DIR",
         file=True,
-        help="Hypothesis's example database, where failing sessions stay for the next run, or none "
+        help="Hypothesis's example database, where failing sessions stay for the next run: a "
+        "folder, redis://HOST:PORT/N, or none "
         f"(default {DEFAULT_DATABASE} under profile local, else none)",
+    ),
+    Option(
+        name="database-readonly",
+        kind=bool,
+        help="replay what the database holds, and leave it as it is",
+    ),
+    Option(
+        name="evidence",
+        metavar="DIR",
+        file=True,
+        per_test=False,
+        help="results of an earlier attempt, at any depth: their failing sessions are replayed "
+        "before anything else",
+    ),
+    Option(
+        name="shard",
+        metavar="I/N",
+        per_test=False,
+        help="run the I-th of N shares of the tests, and of their examples where there are fewer "
+        "targets than shares",
+    ),
+    Option(
+        name="durations",
+        metavar="FILE",
+        file=True,
+        per_test=False,
+        help="with --shard: how long each test takes, a JUnit file or pytest-split's JSON, the "
+        "same one on every machine",
+    ),
+    Option(
+        name="commit",
+        metavar="SHA",
+        per_test=False,
+        help="the commit that results state (default GITHUB_SHA)",
     ),
     Option(
         name="baselines",

@@ -162,6 +162,21 @@ class CacheUse(msgspec.Struct, kw_only=True):
     misses: int | None = None
 
 
+class EvidenceUse(msgspec.Struct, kw_only=True):
+    """What of an earlier attempt's evidence was replayed first.
+
+    ``sessions`` counts what was replayed and ``failing`` what of it fails again; ``aside`` counts
+    recordings that were left aside, by the reason, and ``broken`` says which files could not be
+    read.
+    """
+
+    folder: str
+    sessions: int = 0
+    failing: int = 0
+    aside: dict[str, int] = {}
+    broken: list[str] = []
+
+
 class Audit(msgspec.Struct, kw_only=True):
     """How an audit went. ``extension_compiles`` are those of warm-ups between two searches;
     ``complete`` says that a whole search found nothing new in the end."""
@@ -299,8 +314,9 @@ class Synthesis(msgspec.Struct, kw_only=True):
 class Result(msgspec.Struct, kw_only=True):
     """One run of one target; ``test`` is the node id of the test, empty outside pytest.
 
-    ``shard`` is "I/N", empty where the work is not split; ``commit`` and ``attempt`` are the CI's,
-    empty and 0 where it states none.
+    ``shard`` is "I/N", empty where the work is not split; ``part`` is which part of the search
+    this run did, empty where it did all of it. ``commit`` and ``attempt`` are the CI's, empty and 0
+    where it states none.
     """
 
     schema: str = RESULT_SCHEMA
@@ -313,9 +329,11 @@ class Result(msgspec.Struct, kw_only=True):
     seed: int
     test: str = ""
     shard: str = ""
+    part: str = ""
     commit: str = ""
     attempt: int = 0
     warnings: list[str] = []
+    evidence: EvidenceUse | None = None
     traffic: Traffic = msgspec.field(default_factory=Traffic)
     warmup: Warmup = msgspec.field(default_factory=Warmup)
     strict: Strict = msgspec.field(default_factory=Strict)

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from vlm_ci import locations
+from vlm_ci import locations, reruns
 from vlm_ci.building import plan_for, target_key
 from vlm_ci.errors import UsageError
 from vlm_ci.failures import Script
 from vlm_ci.memory import Memory
 from vlm_ci.policies import Policies
-from vlm_ci.settings import Settings
+from vlm_ci.settings import Settings, attempt
 from vlm_ci.traffic.files import read_corpus
 
 if TYPE_CHECKING:
@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     from vlm_ci.caching.use import CompileCache
     from vlm_ci.checker import CheckSettings
     from vlm_ci.listeners import Progress
-    from vlm_ci.result import Result
+    from vlm_ci.reruns import Recordings
+    from vlm_ci.result import EvidenceUse, Result
+    from vlm_ci.sharding import Shard
     from vlm_ci.targets.protocol import Target
+    from vlm_ci.traffic.spec import Session
     from vlm_ci.warmed import WarmSlot
     from vlm_ci.warmup import Plan
 
@@ -42,12 +45,16 @@ def run(
     name: str | None = None,
     own: bool = False,
     slot: WarmSlot | None = None,
+    recordings: Recordings | None = None,
+    part: Shard | None = None,
     keep: Callable[[Result], None] = lambda result: None,
 ) -> Result:
     """Check a target as the settings say; results are written to ``out`` while it goes on.
 
     ``test`` is the node id of the test that asks, ``name`` the name by which the target can be
     loaded again, None where it cannot be; ``own`` says that the settings did not build it.
+    ``recordings`` is the evidence of an earlier attempt, read before anything was written;
+    ``part`` is the part of the search that this run does, None for all of it.
     ``keep`` is given the result when the run is over, also where an exception such as a test
     runner's timeout ends it.
 
@@ -64,13 +71,18 @@ def run(
     plan = plan_for(settings, target)
     ignored = _ignored(settings, own=own)
     baseline = _baseline(settings, target, name=name)
+    sessions, used = _evidence(settings, target, recordings, test=test, name=name)
+    check_settings = _check_settings(
+        settings, target, plan, name=name, baseline=baseline, evidence=sessions, part=part
+    )
     checker = Checker(
         target,
-        _check_settings(settings, target, plan, name=name, baseline=baseline),
+        check_settings,
         progress or Silent(),
         warmed=slot.take(target, plan) if slot is not None else None,
     )
     result = checker.result
+    result.evidence, result.part = used, str(part or "")
     cache = None if checker.warmed is not None else _cache(settings, result)
     books = _open_books(settings, target, plan, result, test=test, name=name, ignored=ignored)
     checker.keep_in(books, cache)
@@ -114,10 +126,20 @@ def audit(
     plan = plan_for(settings, target)
     ignored = _ignored(settings, own=False)
     name = settings.target
-    auditor = Auditor(
-        target, _check_settings(settings, target, plan, name=name, command="audit"), progress
+    recordings = reruns.gather(settings.evidence) if settings.evidence is not None else None
+    sessions, used = _evidence(settings, target, recordings, test="", name=name)
+    check_settings = _check_settings(
+        settings,
+        target,
+        plan,
+        name=name,
+        command="audit",
+        evidence=sessions,
+        part=settings.shard,
     )
+    auditor = Auditor(target, check_settings, progress)
     result = auditor.result
+    result.evidence, result.part = used, str(settings.shard or "")
     cache = _cache(settings, result)
     books = _open_books(settings, target, plan, result, test="", name=name, ignored=ignored)
     auditor.keep_in(books, cache)
@@ -160,6 +182,8 @@ def _check_settings(
     name: str | None,
     command: str = "run",
     baseline: Baseline | None = None,
+    evidence: tuple[Session, ...] = (),
+    part: Shard | None = None,
 ) -> CheckSettings:
     from vlm_ci.checker import CheckSettings
 
@@ -170,6 +194,8 @@ def _check_settings(
         command=command,
         corpus=tuple(read_corpus(corpus_folders(settings)).values()),
         memory=_memory(settings, name or target.name),
+        evidence=evidence,
+        part=part,
         target=name,
         policies=Policies(settings.policy),
         baseline=baseline,
@@ -192,6 +218,8 @@ def _open_books(
     from vlm_ci import artifacts
 
     result.test = test
+    result.shard = str(settings.shard or "")
+    result.commit, result.attempt = settings.commit, attempt()
     if settings.bug is not None:
         result.options["bug"] = settings.bug
         result.options["repaired"] = settings.repaired
@@ -199,6 +227,8 @@ def _open_books(
     if settings.policy:
         result.options["policy"] = dict(settings.policy)
     result.warnings += ignored
+    if result.evidence is not None:
+        result.warnings += reruns.warnings(result.evidence)
     result.warmup.plan = plan.name
     artifacts.prepare(settings.out)  # not before: bad input leaves earlier results alone
     return artifacts.ResultsFolder(
@@ -239,7 +269,37 @@ def _memory(settings: Settings, name: str) -> Memory | None:
     if settings.database is None:
         return None
     parts = (name, *target_key(settings)[1:], settings.warmup)
-    return Memory.in_folder(settings.database, " ".join(map(str, parts)))
+    return Memory.at(
+        settings.database, " ".join(map(str, parts)), readonly=settings.database_readonly
+    )
+
+
+def _evidence(
+    settings: Settings,
+    target: Target,
+    recordings: Recordings | None,
+    *,
+    test: str,
+    name: str | None,
+) -> tuple[tuple[Session, ...], EvidenceUse | None]:
+    """Return the sessions of an earlier attempt that belong to this run, and what is said of it."""
+    if recordings is None:
+        return (), None
+    from vlm_ci.targets.protocol import info_of
+
+    info = info_of(target)
+    options = {"device": info.device, "dtype": info.dtype, **info.options}
+    if settings.bug is not None:
+        options |= {"bug": settings.bug, "repaired": settings.repaired}
+    wanted = reruns.Wanted(
+        test=test,
+        target=name or info.name,
+        recipe=info.recipe,
+        backend=info.backend,
+        options=options,
+        envelope=target.envelope,
+    )
+    return reruns.choose(recordings, wanted)
 
 
 def _cache(settings: Settings, result: Result) -> CompileCache | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from hypothesis.errors import FlakyFailure, Unsatisfiable
 from vlm_ci import shrink
 from vlm_ci.errors import UsageError
 from vlm_ci.failures import Failure, Finding, identity
+from vlm_ci.sharding import RUN_LENGTH, Shard
 from vlm_ci.traffic import strategies
 from vlm_ci.traffic.spec import Session
 
@@ -22,11 +24,6 @@ if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
     from vlm_ci.traffic.envelope import Envelope
-
-# Hypothesis spends most examples after its first ten on variations of earlier ones. A search in
-# runs of ten draws afresh far more often, which is what it takes for 50 examples to reach every
-# corner (measured over 12 seeds: none missed; one run of 50 missed one or two in 4 of the 12).
-RUN_LENGTH = 10
 
 # Hypothesis may shrink for as long as a minute. It is stopped after so many seconds, but not before
 # so many sessions, which a slow target needs; ``shrink`` then goes on with what there is.
@@ -41,41 +38,78 @@ class _Stopped(BaseException):
     timeout for a failing example and shrink it."""
 
 
+@contextmanager
+def _same_constants() -> Iterator[None]:
+    """Let a seed mean the same traffic in every process.
+
+    Hypothesis also draws numbers that it finds in the source of modules which lie outside
+    site-packages (since 6.131). What a seed draws would depend on what a process has imported, so
+    that shards would not try what one run tries. It has no option for that, hence the private name;
+    a version without it is taken as it is.
+    """
+    from hypothesis.internal.conjecture import providers
+
+    find = getattr(providers, "_get_local_constants", None)
+    if find is None or not hasattr(providers, "CONSTANTS_CACHE"):
+        yield
+        return
+    none = type(find())()
+    providers.CONSTANTS_CACHE.cache.clear()
+    providers._get_local_constants = lambda: none
+    try:
+        yield
+    finally:
+        providers._get_local_constants = find
+        providers.CONSTANTS_CACHE.cache.clear()
+
+
 @dataclass(slots=True)
 class Search:
     """What a search has found so far: the smallest failing session of each cause.
 
-    ``on_found`` is called whenever ``best`` has become better; ``passed`` are the sessions of the
-    corpus that do not fail.
+    ``on_found`` is called whenever ``best`` has become better; ``passed`` and ``failed`` are the
+    sessions of the corpus that do not fail and that do.
     """
 
     envelope: Envelope
     on_found: Callable[[], None] = lambda: None
     best: dict[str, Failure] = field(default_factory=dict)
     passed: list[Session] = field(default_factory=list)
+    failed: list[Session] = field(default_factory=list)
     flaky: bool = False
     first_red: float | None = None  # time.perf_counter() of the first failing session
     _since_red: int = 0  # sessions tried since then
 
     def run(
-        self, check: Check, *, examples: int, seed: int, corpus: Sequence[Session] = ()
+        self,
+        check: Check,
+        *,
+        examples: int,
+        seed: int,
+        corpus: Sequence[Session] = (),
+        part: Shard | None = None,
     ) -> None:
         """Try the corpus, then ``examples`` sessions; stop where something was found.
 
         That is after the corpus, or after the run of ten. ``check`` raises a ``Finding`` for a
         session that fails. What was found is in ``best``, also when the search is interrupted.
+        With a ``part`` every count-th run of ten is tried: all parts together try what a search
+        without parts does, each with the seeds of its own runs.
         """
         strategy = strategies.sessions(self.envelope)
         for session in corpus:
             try:
                 check(session)
             except Finding as found:
+                self.failed.append(session)
                 self._keep(found.failure)
             else:
                 self.passed.append(session)
         if self.best:
             examples = 0
         for index in range(math.ceil(examples / RUN_LENGTH)):
+            if part is not None and not part.takes(index):
+                continue
             count = min(RUN_LENGTH, examples - index * RUN_LENGTH)
             self._run_once(check, strategy, count, seed * 1_000_003 + index)
             if self.best:
@@ -121,7 +155,8 @@ class Search:
                 raise _Stopped from error
 
         try:
-            explore()
+            with _same_constants():
+                explore()
         except _Stopped:
             if stops:
                 raise stops[0] from None

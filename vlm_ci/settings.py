@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm_ci import policies
+from vlm_ci import policies, sharding
 from vlm_ci.errors import UsageError, unknown_name
 from vlm_ci.options import (
     CACHE_SCOPES,
@@ -26,8 +26,11 @@ from vlm_ci.options import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from vlm_ci.sharding import Shard
+
 DYNAMIC = {"true": True, "false": False, "auto": None}
-FOLDERS = ("out", "corpus", "database", "baselines", "cache")
+FOLDERS = ("out", "corpus", "database", "evidence", "baselines", "cache")
+REDIS = ("redis://", "rediss://")
 MINIMUM = {"examples": 1, "seed": 0, "recompile_limit": 1}
 
 
@@ -54,7 +57,7 @@ class Settings:
     """The options of a run, checked as far as this is possible without a model.
 
     Build it with ``from_layers``; a bug's own target, recipe, warm-up and compile options stand
-    where nobody gave any.
+    where nobody gave any. ``database`` is a folder or the URL of a Redis server.
     """
 
     target: str = DEFAULT_TARGET
@@ -72,7 +75,12 @@ class Settings:
     out: Path = Path(DEFAULT_OUT)
     github: bool | None = None  # None: where this is a step of GitHub Actions
     corpus: Path = Path(DEFAULT_CORPUS)
-    database: Path | None = None
+    database: Path | str | None = None
+    database_readonly: bool = False
+    evidence: Path | None = None
+    shard: Shard | None = None
+    durations: Path | None = None
+    commit: str = ""
     baselines: Path | None = Path(DEFAULT_BASELINES)
     update_baselines: bool = False
     dynamic: bool | None = True
@@ -125,6 +133,9 @@ class Settings:
             "false",
         ):
             values.setdefault("database", Path(DEFAULT_DATABASE))
+        if values.get("profile") == "nightly":
+            values.setdefault("seed", seed_of_tonight())
+        values.setdefault("commit", os.environ.get("GITHUB_SHA", ""))
         return cls(**values)
 
     @property
@@ -135,6 +146,22 @@ class Settings:
     def for_target(self, name: str) -> Settings:
         """Return the same settings for one of the targets."""
         return replace(self, target=name)
+
+
+def seed_of_tonight() -> int:
+    """Return a seed that is the same on all machines of a run, and another one every night."""
+    run = os.environ.get("GITHUB_RUN_ID", "")
+    if run.isascii() and run.isdecimal():
+        return int(run)
+    from datetime import UTC, datetime
+
+    return int(datetime.now(UTC).strftime("%Y%m%d"))
+
+
+def attempt() -> int:
+    """Return which attempt of its CI job this is, 0 where the CI does not say."""
+    number = os.environ.get("GITHUB_RUN_ATTEMPT", "")
+    return int(number) if number.isascii() and number.isdecimal() else 0
 
 
 def _brought(given: dict[str, Any]) -> dict[str, Any]:
@@ -215,8 +242,17 @@ def _value(option: Option, name: str, value: Any, folder: Path | None) -> Any:
         raise unknown_name(f"value for {name}", value, REFERENCES)
     if field == "cache_scope" and value not in CACHE_SCOPES:
         raise unknown_name(f"value for {name}", value, CACHE_SCOPES)
+    if field == "shard":
+        return sharding.parse(value, name)
     if field in ("database", "baselines", "cache") and value == "none":
         return None
+    if field == "database" and "://" in value:
+        if not value.startswith(REDIS):  # it may hold a password: the message leaves it out
+            scheme = value.partition("://")[0]
+            raise UsageError(
+                f"{name} takes a folder, none or redis://HOST:PORT/N, not a URL with {scheme}://"
+            )
+        return value
     if field == "warmup":
         path = _placed(value, folder)
         return str(path) if value.endswith(".json") or path.is_file() else value
@@ -225,6 +261,8 @@ def _value(option: Option, name: str, value: Any, folder: Path | None) -> Any:
     path = _placed(value, folder)
     if field in FOLDERS and path.exists() and not path.is_dir():
         raise UsageError(f"{name} {value} is a file: name a folder")
+    if field == "evidence" and not path.is_dir():
+        raise UsageError(f"{name} {value} is not there: name a folder of results; it may be empty")
     if field == "corpus" and not path.is_dir():
         raise UsageError(f"{name} {value} is not there: name a folder of traffic files")
     if field == "cache_lock" and not path.is_file():

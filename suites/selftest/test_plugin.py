@@ -29,6 +29,13 @@ VALUES = {
     "github": (True, False),
     "corpus": ("corpus-one", "corpus-two"),
     "database": ("database-one", "database-two"),
+    "database_readonly": (True, False),
+    "evidence": ("evidence-one", "evidence-two"),
+    "shard": ("1/2", "1/3"),
+    "durations": ("one.xml", "two.xml"),
+    "commit": ("abc", "def"),
+    "baselines": ("baselines-one", "baselines-two"),
+    "update_baselines": (True, False),
     "dynamic": ("auto", "false"),
     "mode": ("max-autotune", "reduce-overhead"),
     "fullgraph": (True, False),
@@ -51,6 +58,22 @@ READ = """
             print(json.dumps(value, default=str), file=stream)
 """
 READ_AS = {"dynamic": {"auto": None, "false": False}, "policy": {"stall=fail": {"stall": "fail"}}}
+
+
+FILES = (
+    *("envelope", "corpus", "database", "out", "cache", "cache_lock", "evidence", "durations"),
+    "baselines",
+)
+
+
+def make_files(pytester: pytest.Pytester) -> None:
+    """Make those that have to be there."""
+    for number in ("one", "two"):
+        (pytester.path / f"corpus-{number}").mkdir(exist_ok=True)
+        (pytester.path / f"evidence-{number}").mkdir(exist_ok=True)
+        (pytester.path / f"baselines-{number}").mkdir(exist_ok=True)
+        (pytester.path / f"lock-{number}").touch()
+        (pytester.path / f"{number}.xml").write_text("<testsuites/>")
 
 
 def as_setting(field: str, given: object) -> object:
@@ -77,9 +100,7 @@ def seen_by(pytester: pytest.Pytester, field: str, source: str, *more: str) -> o
     sources = ["ini", "marker", "arguments"]
     rank = sources.index(source)
     given = {name: first if name == source else second for name in sources[: rank + 1]}
-    for number in ("one", "two"):
-        (pytester.path / f"corpus-{number}").mkdir(exist_ok=True)
-        (pytester.path / f"lock-{number}").touch()
+    make_files(pytester)
     marker = given.get("marker") if option.per_test else None
     bug = "bug='static-size', " if field == "repaired" else ""
     pytester.makepyfile(
@@ -111,16 +132,14 @@ def test_each_option_from_each_source(pytester: pytest.Pytester, field: str, sou
     first = VALUES[field][0]
     expected = as_setting(field, first)
     seen = seen_by(pytester, field, source, "-p", "no:xdist")
-    files = ("envelope", "corpus", "database", "out", "cache", "cache_lock")
-    if field in files and source != "arguments":
+    if field in FILES and source != "arguments":
         expected = str(pytester.path / first)
     assert seen == expected
 
 
 def test_every_option_reaches_a_worker(pytester: pytest.Pytester):
     """In workers too, from the command line, which wins over ini file and marker."""
-    (pytester.path / "corpus-one").mkdir()
-    (pytester.path / "lock-one").touch()
+    make_files(pytester)
     fields = {option.field: option for option in OPTIONS}
     weaker = ", ".join(
         f"{field}={second!r}"
@@ -128,21 +147,24 @@ def test_every_option_reaches_a_worker(pytester: pytest.Pytester):
         if fields[field].per_test and field != "corpus"
     )
     pytester.makepyfile(f"""
-        import dataclasses, json
+        import json
         import pytest
 
         @pytest.mark.vlm({weaker})
         def test_settings(vlm_settings):
             with open("seen.json", "w") as stream:
-                json.dump(dataclasses.asdict(vlm_settings), stream, default=str)
+                seen = {{one: getattr(vlm_settings, one) for one in type(vlm_settings).__slots__}}
+                json.dump(seen, stream, default=str)
     """)
     arguments = [
         f"--vlm-{option.name}" + ("" if option.kind is bool else f"={VALUES[field][0]}")
         for field, option in fields.items()
+        if field != "update_baselines"  # which refuses a planted bug
     ]
     pytester.runpytest_subprocess("-n1", *arguments).assert_outcomes(passed=1)
     seen = json.loads((pytester.path / "seen.json").read_text())
-    assert seen == {field: as_setting(field, first) for field, (first, _) in VALUES.items()}
+    given = {field: as_setting(field, first) for field, (first, _) in VALUES.items()}
+    assert seen == given | {"update_baselines": False}
 
 
 def test_a_flag_is_taken_back_by_the_command_line(pytester: pytest.Pytester):

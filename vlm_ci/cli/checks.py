@@ -164,10 +164,12 @@ def audit(repro: bool, **given: Any) -> None:
 
 
 _OF_THE_CACHE = ("cache", "cache_scope", "cache_lock")
+_OF_A_FLEET = ("database", "database_readonly", "evidence", "shard", "durations", "commit")
 _OF_A_SEARCH = (
-    *("examples", "profile", "seed", "database", "corpus", "out", "github"),
+    *("examples", "profile", "seed", "corpus", "out", "github"),
     *_OF_THE_CACHE,
     *_OF_BASELINES,
+    *_OF_A_FLEET,
 )
 _REPLAYED = [option for option in OPTIONS if option.field not in _OF_A_SEARCH]
 
@@ -213,7 +215,8 @@ def replay(
 
 
 _OF_A_CHECK = (
-    *("warmup", "profile", "policy", "database", "corpus", "examples", "github"),
+    *("warmup", "profile", "policy", "corpus", "examples", "github"),
+    *_OF_A_FLEET,
     *("reference", "relations"),  # a synthesis compares no logits
     *_OF_THE_CACHE,  # and counts what a cold start compiles
     *_OF_BASELINES,

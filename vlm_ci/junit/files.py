@@ -36,6 +36,7 @@ from vlm_ci.junit.records import (
     MISSING,
     NODE_ID,
     NOTE,
+    PARTS,
     PASSED,
     SHARD,
     SKIPPED,
@@ -325,6 +326,8 @@ def _write_case(test: Test, suite: MergedSuite, told: dict[str, set[str]]) -> An
         case = _Case(legal(test.case.name), test.case.classname, test.case.seconds)
         if test.case.file:
             case.file = test.case.file
+        if test.outcome in (SKIPPED, XFAILED):
+            case.append(Skipped(type_="pytest.xfail" if test.outcome == XFAILED else "pytest.skip"))
     _write_properties(case, test, suite, told)
     had = sum(isinstance(entry, Failure | Error) for entry in case) if test.problems else 0
     for problem in test.problems[had:]:  # of its teardown, or of a missing test
@@ -353,6 +356,7 @@ def _write_properties(case: Any, test: Test, suite: MergedSuite, told: dict[str,
         NOTE: test.note,
         INFRASTRUCTURE: f"{test.rule}: {test.matched}" if test.rule else "",
         MISSING: test.missing,
+        PARTS: test.parts,
     }
     # What the merged suite no longer says of each case, so that it can be merged further.
     if test.attempt is not None and told[ATTEMPT] != {str(test.attempt)}:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vlm_ci.errors import UsageError
 from vlm_ci.junit import identity
-from vlm_ci.junit.records import ATTEMPT, COMMIT, MISSING, SHARD, TIMESTAMP, Case, Suite
+from vlm_ci.junit.records import ATTEMPT, COMMIT, MISSING, PART, SHARD, TIMESTAMP, Case, Suite
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -19,7 +19,8 @@ Key = tuple[str, str, str]  # classname, name, and the file where it is needed
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """A case with what is known of when it ran. ``place`` is its suite's place among all."""
+    """A case with what is known of when it ran. ``place`` is its suite's place among all; ``part``
+    is which part of its test it is, None for all of it."""
 
     case: Case
     suite: Suite
@@ -27,6 +28,8 @@ class Record:
     number: int | None
     timestamp: datetime | None
     commit: str
+    shard: tuple[int, int] | None = None
+    part: tuple[int, int] | None = None
 
 
 def by_test(suites: Sequence[Suite]) -> dict[Key, list[Record]]:
@@ -68,9 +71,9 @@ def shards(suites: Iterable[Suite], told: int | None) -> tuple[int, set[int]]:
         for shard in suite.shards:
             stated.setdefault(shard, suite.source)
         for case in suite.cases:
-            value = case.value(SHARD)
-            if value:
-                stated.setdefault(shard_of(value, suite.source), suite.source)
+            for name, value in case.properties:  # a test in parts has several
+                if name == SHARD:
+                    stated.setdefault(shard_of(value, suite.source), suite.source)
     if told is not None and not stated:
         raise UsageError(
             f"--shards {told}: no file says which shard it is; each needs the property {SHARD} "
@@ -84,8 +87,8 @@ def shards(suites: Iterable[Suite], told: int | None) -> tuple[int, set[int]]:
     return (counts.pop() if counts else 0), {index for index, _ in stated}
 
 
-def shard_of(value: str, source: str) -> tuple[int, int]:
-    """Return I and N of ``"I/N"``.
+def shard_of(value: str, source: str, name: str = SHARD) -> tuple[int, int]:
+    """Return I and N of ``"I/N"``, the value of the property ``name``.
 
     Raises:
         UsageError: it has another form.
@@ -95,7 +98,7 @@ def shard_of(value: str, source: str) -> tuple[int, int]:
         shard = int(index), int(count)
         if 1 <= shard[0] <= shard[1]:
             return shard
-    raise UsageError(f'{source}: {SHARD} must be "I/N" with I from 1 to N, not {value!r}')
+    raise UsageError(f'{source}: {name} must be "I/N" with I from 1 to N, not {value!r}')
 
 
 def number_of(value: str, source: str) -> int | None:
@@ -124,6 +127,8 @@ def moment(value: str | None) -> datetime | None:
 
 def _record(place: int, suite: Suite, case: Case) -> Record:
     number = number_of(case.value(ATTEMPT), suite.source)
+    shard, part = case.value(SHARD), case.value(PART)
+    only = suite.shards[0] if len(suite.shards) == 1 else None
     return Record(
         case=case,
         suite=suite,
@@ -131,6 +136,8 @@ def _record(place: int, suite: Suite, case: Case) -> Record:
         number=number if number is not None else suite.attempt,
         timestamp=moment(case.value(TIMESTAMP)) or suite.timestamp,
         commit=case.value(COMMIT) or suite.commit,
+        shard=shard_of(shard, suite.source) if shard else only,
+        part=shard_of(part, suite.source, PART) if part else None,
     )
 
 

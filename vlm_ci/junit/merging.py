@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from vlm_ci.junit import grouping, identity, judging
+from vlm_ci.junit import grouping, identity, parts
 from vlm_ci.junit.records import (
     ERROR,
     MISSING,
@@ -36,7 +36,8 @@ def merge(
     shards: int | None = None,
     is_file: Callable[[str], bool] = lambda path: False,
 ) -> Merged:
-    """Join suites by test; one attempt of each stands (``judging.judge``).
+    """Join suites by test; one attempt of each stands (``judging.judge``), and
+    those that are split over shards are one test (``parts.judge``).
 
     ``expected`` are node ids that have to be there, ``shards`` how many shards have to; where the
     suites state their number, it need not be told. ``is_file`` helps to find a classname's file.
@@ -52,7 +53,7 @@ def merge(
         if not suite.cases or any(not case.value(MISSING) for case in suite.cases):
             tests[suite.name]  # a suite in which nothing ran stays too
     for entry in records.values():
-        test, place = judging.judge(entry, names.of(entry[0].case))
+        test, place = parts.judge(entry, names.of(entry[0].case))
         tests[suites[place].name].append(test)
     found = {(classname, name) for classname, name, _ in records}
     absent = [*_absent_tests(suites, found, names), *_absent_shards(count, present)]

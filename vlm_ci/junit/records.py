@@ -14,12 +14,14 @@ BROKEN = (FAILED, ERROR)
 
 # Properties that are read, of a suite or of a case (the case's own wins).
 ATTEMPT, COMMIT, SHARD = "vlm_ci.attempt", "vlm_ci.commit", "vlm_ci.shard"
+PART = "vlm_ci.part"  # "I/N": this case is one of N parts of its test
 TIMESTAMP = "vlm_ci.timestamp"
 KINDS = "vlm_ci_failures"  # what the plugin found, see vlm_ci/report/properties.py
 # Properties that a merge writes on cases, and reads again where a merged file is merged further.
 HISTORY, FLAKY, NOTE = "vlm_ci.history", "vlm_ci.flaky", "vlm_ci.note"
 INFRASTRUCTURE, NODE_ID, MISSING = "vlm_ci.infrastructure", "vlm_ci.nodeid", "vlm_ci.missing"
-WRITTEN = (HISTORY, FLAKY, NOTE, INFRASTRUCTURE, NODE_ID, MISSING)
+PARTS = "vlm_ci.parts"  # what a merge knows of each part of a test
+WRITTEN = (HISTORY, FLAKY, NOTE, INFRASTRUCTURE, NODE_ID, MISSING, PARTS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +89,8 @@ class Suite:
 class Test:
     """One test after the merge. ``case`` is the attempt that stands and ``problems`` its failures;
     ``earlier`` the failures of the others. ``rule`` names the rule of an infrastructure failure,
-    ``matched`` what it matched. ``missing`` is "test" or "shard" for what is in no file."""
+    ``matched`` what it matched. ``missing`` is "test" or "shard" for what is in no file; ``parts``
+    is what ``parts.py`` keeps of a test that was split over shards."""
 
     __test__ = False  # not a test of pytest's
 
@@ -103,6 +106,7 @@ class Test:
     rule: str = ""
     matched: str = ""
     missing: str = ""
+    parts: str = ""
     attempt: int | None = None
     commit: str = ""
     timestamp: datetime | None = None

@@ -16,6 +16,7 @@ from vlm_ci.plugin.configuration import (
     SESSION,
     add_options,
     is_configured,
+    is_sharded,
     is_used,
     is_vlm,
     session_of,
@@ -83,15 +84,32 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Check the markers; put the tests of one target side by side, so that it is warmed once."""
-    tests = [item for item in items if is_vlm(item)]
-    if not tests:
+    """Leave the tests of this shard. Check the markers; put the tests of one target side by side,
+    so that it is warmed once."""
+    if not any(map(is_vlm, items)) and not is_sharded(config):
         return
+    state = session_of(config)
+    from vlm_ci.plugin import provenance, splitting
+
     try:
-        ordered = iter(session_of(config).order(tests))
+        left = splitting.share(state, items)
+        ordered = iter(state.order([item for item in items if is_vlm(item)]))
     except UsageError as error:
         raise pytest.UsageError(str(error)) from None
     items[:] = [next(ordered) if is_vlm(item) else item for item in items]
+    if left:
+        config.hook.pytest_deselected(items=left)
+    stating = [item for item in items if is_vlm(item) or is_sharded(config)]
+    provenance.state(state.settings, stating)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Let the JUnit file state shard, commit and attempt."""
+    if is_configured(session.config):
+        from vlm_ci.plugin import provenance
+
+        pairs = provenance.of_session(session_of(session.config).settings)
+        provenance.state_of_suite(session.config, pairs)
 
 
 def pytest_report_collectionfinish(config: pytest.Config, items: Sequence[pytest.Item]) -> str:
@@ -112,6 +130,15 @@ def pytest_runtest_makereport(
     return report
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    """A finding stands: a plugin that runs a failed test again does not make it green."""
+    if SESSION in item.config.stash:
+        from vlm_ci.plugin import rerunning
+
+        rerunning.refuse(item)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item) -> None:
     """The live target is idle between tests."""
@@ -119,6 +146,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
         item.config.stash[SESSION].end_of_test()
 
 
+@pytest.hookimpl(tryfirst=True)  # before the JUnit file takes the properties
 def pytest_runtest_logreport(report: Any) -> None:
     """Take what a worker's report carries."""
     # The node is set by xdist, on the controller.
@@ -134,7 +162,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         state.close()
         state.write_page()
         if state.in_worker:
-            session.config.workeroutput["vlm_ci_problems"] = state.problems  # type: ignore[attr-defined]
+            session.config.workeroutput["vlm_ci"] = state.told()  # type: ignore[attr-defined]
         if session.exitstatus == pytest.ExitCode.OK and state.deaths:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         found = any(result.failures for result, _ in state.results)

@@ -79,6 +79,11 @@ def is_configured(config: pytest.Config) -> bool:
         return True
 
 
+def is_sharded(config: pytest.Config) -> bool:
+    """Whether the tests of this session are split over machines, also those of no target."""
+    return bool(config.getoption("vlm_shard") or config.getini("vlm_shard"))
+
+
 def as_argument(option: Option) -> str:
     """Name an option as pytest's command line does."""
     return f"--vlm-{option.name}"

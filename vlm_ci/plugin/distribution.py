@@ -90,9 +90,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Schedul
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object) -> None:
     """Take what a worker met when it closed its target, or that it died."""
-    problems = getattr(node, "workeroutput", {}).get("vlm_ci_problems", [])
-    if problems:
-        session_of(node.config).problems += problems
+    told = getattr(node, "workeroutput", {}).get("vlm_ci", {})
+    if any(told.values()):
+        session_of(node.config).hear(told)
     used = is_configured(node.config) or SESSION in node.config.stash
     if used and error and error != "keyboard-interrupt":
         session_of(node.config).deaths[node.gateway.id] = str(error)
@@ -103,4 +103,4 @@ def pytest_handlecrashitem(report: Any) -> None:
     """Say with the crash of a worker which session it was serving, if it served one."""
     state = session_of(report.node.config)
     state.deaths.pop(report.node.gateway.id, None)
-    report.longrepr = "\n\n".join([str(report.longrepr), *state.salvage(report.nodeid)])
+    report.longrepr = "\n\n".join([str(report.longrepr), *state.salvage(report)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -11,12 +12,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from vlm_ci.errors import UsageError
-from vlm_ci.plugin import configuration
+from vlm_ci.plugin import configuration, rerunning
 from vlm_ci.plugin.carrier import CARRIER
+from vlm_ci.plugin.splitting import PART
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from vlm_ci.reruns import Recordings
     from vlm_ci.result import Result
     from vlm_ci.settings import Layer, Settings
     from vlm_ci.targets.protocol import Target
@@ -43,6 +46,8 @@ class VlmSession:
         self.problems: list[str] = []
         self._page = ""  # where the page of all runs lies
         self.deaths: dict[str, str] = {}  # workers that ended where no test is to blame
+        self.shares: list[str] = []  # in words: of how many tests this shard runs how many
+        self.recordings: Recordings | None = None
         self._only: str | None = None  # the node id of the only check of the session
         self._folder = Path.cwd()
         self._started = config.stash.get(configuration.STARTED, 0.0)
@@ -106,6 +111,15 @@ class VlmSession:
         except UsageError:
             return ()  # the markers are checked once everything is collected
 
+    def told(self) -> dict[str, list[str]]:
+        """Return what the controller has to hear from a worker, as plain data."""
+        return {"problems": self.problems, "shares": self.shares}
+
+    def hear(self, told: dict[str, list[str]]) -> None:
+        """Take what a worker told; all of them choose the same share."""
+        self.problems += told["problems"]
+        self.shares = self.shares or told["shares"]
+
     def order(self, tests: Sequence[pytest.Item]) -> list[pytest.Item]:
         """Check each test's settings; return the tests with those of one target side by side,
         and of these those of one warm-up plan.
@@ -117,12 +131,10 @@ class VlmSession:
 
         groups: dict[tuple[Any, ...], dict[str, list[pytest.Item]]] = {}
         for item in tests:
-            callspec = getattr(item, "callspec", None)
-            name = callspec.params.get("vlm_settings") if callspec is not None else None
             key: tuple[object, ...] = ()
             plan = ""
             try:
-                settings = self.settings_of(item, name)
+                settings = self.settings_of(item, target_of(item))
                 key, plan = target_key(settings), settings.warmup
             except UsageError:
                 # A worker that stops here looks like one that crashed: let the test say it.
@@ -194,8 +206,6 @@ class VlmSession:
         Raises:
             UsageError: bad input.
         """
-        from dataclasses import replace
-
         from vlm_ci import runner, warmed
 
         carrier: Any = self.config.pluginmanager.get_plugin(CARRIER)
@@ -215,6 +225,8 @@ class VlmSession:
             name=settings.target if self.owns(target) else None,
             own=not self.owns(target),
             slot=self._slot,
+            recordings=self.recordings,
+            part=item.stash.get(PART, None),
             keep=keep,
         )
 
@@ -253,6 +265,7 @@ class VlmSession:
 
     def attach(self, item: pytest.Item, report: pytest.TestReport) -> None:
         """Hand what a test has left to its report, as plain data."""
+        rerunning.note(item, report, [one for one, _ in item.stash.get(ITEM_RESULTS, [])])
         if not self.in_worker:
             return
         results = item.stash.get(ITEM_RESULTS, [])
@@ -277,16 +290,20 @@ class VlmSession:
             for content, out in carried:
                 self._keep(msgspec.json.decode(content, type=Result), out)
 
-    def salvage(self, nodeid: str) -> list[str]:
+    def salvage(self, report: Any) -> list[str]:
         """Keep what a worker left on disk that died in a test; return its failures' texts."""
         from vlm_ci import artifacts
+        from vlm_ci.plugin import provenance
+        from vlm_ci.report.properties import properties
 
         texts = []
-        for base in (self.settings.out / _slug(nodeid), self.settings.out):
+        for base in (self.settings.out / _slug(report.nodeid), self.settings.out):
             for out in (base, *sorted(base.glob("run-*"))):
-                result = artifacts.salvage(out, nodeid, since=self._started)
+                result = artifacts.salvage(out, report.nodeid, since=self._started)
                 if result is not None:
                     self._keep(result, str(out))
+                    pairs = provenance.of_result(result) + properties(result, str(out))
+                    provenance.state_of_test(self.config, report, pairs)
                     texts += [artifacts.text_of(out, failure) for failure in result.failures]
         return texts
 
@@ -311,6 +328,8 @@ class VlmSession:
             f"device {settings.device}, target {settings.target}, recipe {settings.recipe}, "
             f"backend {settings.backend}, profile {settings.profile} "
             f"({settings.examples} examples)"
+            + (f", seed {settings.seed}" if settings.seed else "")
+            + (f", shard {settings.shard}" if settings.shard else "")
             + (f"\nvlm-ci: not watched: {', '.join(blind)}" if blind else "")
         )
 
@@ -325,13 +344,13 @@ class VlmSession:
         """Return the lines of the summary section: one block for each run."""
         deaths = [f"worker {name} ended outside a test: {why}" for name, why in self.deaths.items()]
         problems = [*self.problems, *deaths]
-        if not (self.results or problems):
+        if not (self.results or problems or self.shares):
             return []
         from vlm_ci.plugin.workers import workers_of
         from vlm_ci.report.actions import for_log
         from vlm_ci.report.terminal import line, summary
 
-        lines: list[str] = []
+        lines = [line("shard", text) for text in dict.fromkeys(self.shares)]
         for result, out in self.results:
             if lines:
                 lines.append("")
@@ -343,6 +362,13 @@ class VlmSession:
             lines += [*[""][: len(self.results) > 1], line("report", self._page)]
         lines += [line("problem", text) for text in problems]
         return [for_log(text) for text in lines]
+
+
+def target_of(item: pytest.Item) -> str | None:
+    """Return which of several targets a test has, None where there is but one."""
+    callspec = getattr(item, "callspec", None)
+    name: str | None = callspec.params.get("vlm_settings") if callspec is not None else None
+    return name
 
 
 def _blind(settings: Settings) -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from vlm_ci.failures import changed, headline
 
 if TYPE_CHECKING:
-    from vlm_ci.result import Audit, BaselineUse, CacheUse, Result, Tolerated
+    from vlm_ci.result import Audit, BaselineUse, CacheUse, EvidenceUse, Result, Tolerated
 
 
 MOST_TOLERATED = 5
@@ -26,6 +26,7 @@ def summary(result: Result, out: str = "") -> list[str]:
         lines.append(line("cache", _cache(result.cache)))
     if result.strict.batches or result.traffic.examples:
         lines += [
+            *([line("evidence", _evidence(result.evidence))] if result.evidence else []),
             line("traffic", _traffic(result)),
             line("corners", _corners(result)),
             line("after warm-up", _strict(result)),
@@ -111,8 +112,16 @@ def _traffic(result: Result) -> str:
         f"{corpus}{traffic.examples} examples, {traffic.batches} batches "
         f"({traffic.text_only} text only), "
         f"{traffic.requests} requests, {traffic.images} images, {traffic.videos} videos; "
-        f"seed {result.seed}"
+        f"seed {result.seed}" + (f", part {result.part}" if result.part else "")
     )
+
+
+def _evidence(use: EvidenceUse) -> str:
+    left = [f"{count} {reason}" for reason, count in use.aside.items()]
+    left += [f"{len(use.broken)} broken"] if use.broken else []
+    aside = f"; left aside: {', '.join(left)}" if left else ""
+    sessions = f"{use.sessions} session{'s' if use.sessions != 1 else ''}"
+    return f"{sessions} of {use.folder} replayed first, {use.failing} failing again{aside}"
 
 
 def _corners(result: Result) -> str:

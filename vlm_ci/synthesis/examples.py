@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import count
 from typing import TYPE_CHECKING
 
-from vlm_ci.search import RUN_LENGTH
+from vlm_ci.sharding import RUN_LENGTH
 from vlm_ci.traffic import strategies
 
 if TYPE_CHECKING:

@@ -88,6 +88,14 @@ class TargetInfo:
     options: dict[str, Any] = field(default_factory=dict)
 
 
+def info_of(target: Target) -> TargetInfo:
+    """Return what a target says about itself, or what is assumed of one that says nothing."""
+    info: TargetInfo | None = getattr(target, "info", None)
+    return info or TargetInfo(
+        name=target.name, recipe="", backend="", device="cpu", dtype="float32"
+    )
+
+
 @runtime_checkable
 class Target(Protocol):
     """A model under test: an eager and a compiled twin behind one interface.
