@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vlm_ci.cli import cache, checks, junit, machine, report
+from vlm_ci.cli import bot, cache, checks, junit, machine, report
 from vlm_ci.cli.base import BAD_INPUT, CLEAN, INTERRUPTED, OWN_ERROR, cli
 from vlm_ci.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["cache", "checks", "entry", "junit", "machine", "main", "report"]
+__all__ = ["bot", "cache", "checks", "entry", "junit", "machine", "main", "report"]
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -17,6 +17,8 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 def generate() -> dict[str, dict[str, Any]]:
     """Return the schema of each kind of file, by the name of the schema's own file."""
     from vlm_ci.baselines.records import BaselineFile
+    from vlm_ci.bot.policy import Policy
+    from vlm_ci.bot.records import Record
     from vlm_ci.evidence import FailureFile
     from vlm_ci.result import Result
     from vlm_ci.traffic.envelope import Envelope
@@ -30,6 +32,8 @@ def generate() -> dict[str, dict[str, Any]]:
         "plan": PlanFile,
         "envelope": Envelope,
         "baseline": BaselineFile,
+        "bot-policy": Policy,
+        "bot-decision": Record,
     }
     return {
         f"{name}.schema.json": {"$schema": DIALECT, **msgspec.json.schema(kind)}

@@ -1,0 +1,195 @@
+"""One comment from its claim to its answer: decides nothing, and speaks to GitHub by the hub only.
+
+Before the first call the status comment says which calls are to be made; whoever takes over after a
+crash looks at each, and makes only what has not happened.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from vlm_ci.bot import claims, comment, gathering
+from vlm_ci.bot.decide import decide
+from vlm_ci.bot.entries import entry_of, ignored, misunderstood, reaction, record_of
+from vlm_ci.bot.facts import HubError, Refused, Unclear
+from vlm_ci.bot.ledger import (
+    APPROVE,
+    DISPATCH,
+    DONE,
+    LABEL,
+    MADE_BEFORE,
+    RERUN,
+    RERUN_FAILED,
+    Entry,
+    Ledger,
+    Step,
+    joined,
+    with_entry,
+)
+from vlm_ci.bot.words import code
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from vlm_ci.bot.commands import Command, Misunderstood, Parsed
+    from vlm_ci.bot.facts import Event, Hub
+    from vlm_ci.bot.policy import Policy
+    from vlm_ci.bot.records import Record
+
+TRIES = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """Handles one comment. ``attempt`` is that of the workflow's run; ``server`` is GitHub's
+    address for people; ``records`` has what was decided, also where GitHub failed later."""
+
+    event: Event
+    policy: Policy
+    hub: Hub
+    clock: Callable[[], datetime]
+    attempt: int = 1
+    server: str = "https://github.com"
+    records: list[Record] = field(default_factory=list)
+
+    def handle(self, parsed: Parsed, *, dry_run: bool) -> list[Record]:
+        """Do what a comment asks for, and return a record of each decision.
+
+        Raises:
+            HubError: GitHub does not answer; handled again, the comment is taken up where it broke
+                off.
+        """
+        body = self.hub.comment_body(self.event.comment)
+        if body is None:
+            return [ignored(self.event, "the comment was deleted", self.clock(), dry_run=dry_run)]
+        if not dry_run:
+            reason = claims.claim(
+                self.event, self.hub, self.policy.bot, attempt=self.attempt, now=self.clock()
+            )
+            if reason:
+                return [ignored(self.event, reason, self.clock(), dry_run=dry_run)]
+        edited = body != self.event.body
+        for command in parsed.commands:
+            self.records.append(self._command(command, edited, dry_run))
+        for line in parsed.misunderstood:
+            self.records.append(self._misunderstood(line, dry_run))
+        if not dry_run:
+            self.hub.react(self.event.comment, reaction(self.records))
+        return self.records
+
+    # -- one command -------------------------------------------------------------------------------
+
+    def _command(self, command: Command, edited: bool, dry_run: bool) -> Record:
+        ledger = joined([ledger for _, ledger in self._statuses()])
+        before = ledger.find(self.event.comment, command.number)
+        if before is not None and not dry_run:
+            if before.state == "started":
+                before = self._perform(before, taken_over=True)
+                self._save(before)
+            return record_of(self.event, before, dry_run=dry_run)
+        facts = gathering.facts(
+            command,
+            self.event,
+            self.hub,
+            self.policy,
+            ledger=ledger,
+            now=self.clock(),
+            edited=edited,
+        )
+        decision = decide(command, self.event, self.policy, facts)
+        rehearsed = dry_run or command.dry_run
+        entry = entry_of(self.event, command, decision, facts, dry_run=rehearsed)
+        if not dry_run:
+            if entry.steps and not rehearsed:
+                self._save(msgspec.structs.replace(entry, state="started"))
+                entry = self._perform(entry, taken_over=False)
+            self._save(entry)
+        return record_of(self.event, entry, dry_run=rehearsed, facts=facts)
+
+    def _misunderstood(self, one: Misunderstood, dry_run: bool) -> Record:
+        entry = misunderstood(self.event, one, self.clock())
+        if not dry_run:
+            self._save(entry)
+        return record_of(self.event, entry, dry_run=dry_run)
+
+    # -- calls -------------------------------------------------------------------------------------
+
+    def _perform(self, entry: Entry, *, taken_over: bool) -> Entry:
+        """Make the calls of an entry, each once, and return the entry with their outcomes."""
+        steps: list[Step] = []
+        for step in entry.steps:
+            if step.outcome:
+                steps.append(step)
+                continue
+            outcome = self._one(step, entry, taken_over)
+            steps.append(msgspec.structs.replace(step, outcome=outcome))
+        return msgspec.structs.replace(entry, steps=tuple(steps), state="done")
+
+    def _one(self, step: Step, entry: Entry, taken_over: bool) -> str:
+        if taken_over and self._happened(step, entry):
+            return MADE_BEFORE
+        # A label counts for the whole pull request, so that the head is looked at just before.
+        head = self.hub.pull_request(self.event.number).head_sha
+        if head != entry.sha:
+            return f"not done: the head moved to {head[:12]}"
+        for _ in range(TRIES):
+            try:
+                self._call(step)
+            except Refused as refused:
+                return f"GitHub refused: {refused}"
+            except Unclear as unclear:
+                if self._happened(step, entry):
+                    return DONE
+                if step.kind == DISPATCH:  # it may still come, and a second one costs a GPU
+                    return f"unclear whether it started: {unclear}"
+            else:
+                return DONE
+        raise HubError(f"GitHub fails again and again on {step.kind} of {code(step.name)}")
+
+    def _call(self, step: Step) -> None:
+        if step.kind in (RERUN, RERUN_FAILED):
+            self.hub.rerun(step.run, only_failed=step.kind == RERUN_FAILED)
+        elif step.kind == LABEL:
+            self.hub.add_label(self.event.number, step.name)
+        elif step.kind == APPROVE:
+            self.hub.approve(step.sha, step.name)
+        else:
+            self.hub.dispatch(step.name, step.ref, step.inputs)
+
+    def _happened(self, step: Step, entry: Entry) -> bool:
+        """Whether a call was made after all; one that may be repeated counts as not made."""
+        if step.kind in (RERUN, RERUN_FAILED):
+            return self.hub.run(step.run).attempt > step.attempt
+        if step.kind == DISPATCH:
+            runs = self.hub.dispatched(step.name, entry.at)
+            wanted = step.inputs["request"]
+            return any(wanted in run.title.split() for run in runs)
+        return False
+
+    # -- the status comment ------------------------------------------------------------------------
+
+    def _statuses(self) -> list[tuple[int, Ledger]]:
+        found = self.hub.statuses(self.event.number, self.policy.bot)
+        read = [(number, comment.read(body)) for number, body in sorted(found)]
+        return [(number, ledger) for number, ledger in read if ledger is not None]
+
+    def _save(self, entry: Entry) -> None:
+        """Write an entry into the status comment, and look whether it stands there: the handling of
+        another comment may have written at the same time.
+
+        Raises:
+            HubError: it cannot be written.
+        """
+        place: int | None = None
+        for _ in range(TRIES + 1):
+            found = self._statuses()
+            if place is not None and any(entry in ledger.entries for _, ledger in found):
+                return
+            ledger = with_entry(joined([ledger for _, ledger in found]), entry)
+            body = comment.render(ledger, self.event.repository, self.event.number, self.server)
+            place = found[0][0] if found else None
+            place = self.hub.write_status(self.event.number, place, body)
