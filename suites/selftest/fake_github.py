@@ -273,7 +273,7 @@ class FakeGitHub:
     def _timeline(self, number: str, *, query: Any, body: Any) -> Any:
         events = [
             models.make(
-                "UnlabeledIssueEvent",
+                "StateChangeIssueEvent",
                 event="head_ref_force_pushed",
                 created_at=self.world.at(minutes),
             )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 from fnmatch import fnmatchcase
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
@@ -33,6 +34,7 @@ from vlm_ci.bot.records import APPROVAL
 from vlm_ci.bot.words import printable
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Iterator
     from datetime import datetime
 
@@ -52,6 +54,7 @@ class Client:
             base_url=api,
             user_agent="vlm-ci-bot",
             timeout=30,
+            ssl_verify=_certificates(),
             http_cache=False,  # a stale answer would be a wrong decision
             auto_retry=retries.Retry(),
         )
@@ -289,6 +292,11 @@ class Client:
             raise _failure(error) from None
         except httpx.HTTPError as error:
             raise HubError(f"an artifact broke off: {type(error).__name__}") from None
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    return httpx.create_ssl_context()
 
 
 def _decode(response: Response[Any], kind: type[T]) -> T:

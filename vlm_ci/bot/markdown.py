@@ -61,16 +61,14 @@ def plain_lines(body: str) -> list[str]:
         if token.type == "html_block":
             html.feed(token.content)
         elif token.type == "inline" and token.map is not None:
-            plain = before == "paragraph_open" and token.level == 1 and not html.open
             rows = source[token.map[0] : token.map[1]]
+            plain = before == "paragraph_open" and token.level == 1
+            wanted = plain and any(row.startswith("/") for row in rows)
             if len(token.content) > LONGEST:
                 html.feed(token.content)
-            elif _TAG.search(token.content):
-                for child in _inline(token.content, environment):
-                    if child.type == "html_inline":
-                        html.feed(child.content)
-            elif plain and any(row.startswith("/") for row in rows):
-                lines += _paragraph(rows, _inline(token.content, environment))
+            elif wanted or _TAG.search(token.content):
+                children = _inline(token.content, environment)
+                lines += _paragraph(rows if wanted else [], children, html)
         before = token.type
     return lines
 
@@ -81,16 +79,16 @@ def _inline(content: str, environment: dict[str, Any]) -> list[Token]:
     return tokens
 
 
-def _paragraph(source: Sequence[str], children: Sequence[Token]) -> Iterator[str]:
-    """Yield the lines of one paragraph that begin as plain text.
+def _paragraph(source: Sequence[str], children: Sequence[Token], html: _Open) -> Iterator[str]:
+    """Yield the lines of one paragraph that begin as plain text, and note what its HTML opens.
 
     A code span or a link may hold line breaks of its own: then lines and tokens cannot be matched,
     and none is plain.
     """
     starts = [0, *(i + 1 for i, child in enumerate(children) if child.type in _BREAKS)]
-    if len(starts) != len(source):
-        return
-    for line, start in zip(source, starts, strict=True):
-        first = children[start] if start < len(children) else None
-        if first is not None and first.type == "text" and first.level == 0:
-            yield line
+    lines = dict(zip(starts, source, strict=True)) if len(starts) == len(source) else {}
+    for place, child in enumerate(children):
+        if place in lines and child.type == "text" and child.level == 0 and not html.open:
+            yield lines[place]
+        if child.type == "html_inline":
+            html.feed(child.content)

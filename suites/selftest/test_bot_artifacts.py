@@ -1,0 +1,122 @@
+"""Artifacts of a run, which anybody's code may have written."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from fake_github import zipped
+
+from vlm_ci.bot import artifacts
+
+CASE = '<testcase classname="tests.test_a" name="{name}">{inside}</testcase>'
+KIND = '<properties><property name="vlm_ci_failures" value="{}"/></properties>'
+FAIL = '<failure message="{0}">E  {0}</failure>'
+
+
+def junit(inside: str = "", name: str = "test_x") -> str:
+    case = CASE.format(name=name, inside=inside)
+    return f'<testsuites><testsuite name="pytest">{case}</testsuite></testsuites>'
+
+
+@pytest.mark.parametrize(
+    ("inside", "kind"),
+    [
+        (KIND.format("recompile") + FAIL.format("x"), "real"),
+        (KIND.format("crash, mismatch") + FAIL.format("x"), "real"),
+        (KIND.format("crash") + FAIL.format("x"), "failed"),
+        (FAIL.format("CUDA out of memory"), "infrastructure"),
+        (FAIL.format("AssertionError"), "failed"),
+        ("", "unknown"),
+    ],
+)
+def test_the_cause(inside: str, kind: str):
+    assert artifacts.cause([("junit-1", zipped({"a.xml": junit(inside)}))]).kind == kind
+
+
+def test_a_verdict_of_an_earlier_attempt_stays():
+    first = junit(KIND.format("mismatch") + FAIL.format("x"))
+    archives = [
+        ("junit-1-attempt-2", zipped({"a.xml": junit()})),
+        ("junit-1-attempt-1", zipped({"a.xml": first})),
+    ]
+    assert artifacts.cause(archives).kind == "real"
+
+
+def test_no_artifact_no_cause():
+    assert artifacts.cause([]) == artifacts.Cause(kind="unknown")
+
+
+def _link() -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        member = zipfile.ZipInfo("a.xml")
+        member.external_attr = 0o120777 << 16
+        archive.writestr(member, "/etc/passwd")
+    return packed.getvalue()
+
+
+def _encrypted() -> bytes:
+    packed = bytearray(zipped({"a.xml": junit()}))
+    for sign, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        packed[packed.index(sign) + place] |= 1
+    return bytes(packed)
+
+
+@pytest.mark.parametrize(
+    ("packed", "reason"),
+    [
+        (b"no archive", "cannot be read as a zip file"),
+        (b"", "cannot be read as a zip file"),
+        (zipped({"a.xml": junit()})[:-30], "cannot be read as a zip file"),
+        (zipped({"../a.xml": junit()}), "leads out of the folder"),
+        (zipped({"/a.xml": junit()}), "leads out of the folder"),
+        (zipped({"C:/a.xml": junit()}), "leads out of the folder"),
+        (zipped({"a\\b.xml": junit()}), "leads out of the folder"),
+        (_link(), "no plain file"),
+        (_encrypted(), "encrypted"),
+        (zipped({"a.xml": "<!DOCTYPE a><testsuites/>"}), "DOCTYPE"),
+        (zipped({"a.xml": "<html/>"}), "not a JUnit file"),
+        (zipped({"a.xml": "<testsuites>"}), "truncated"),
+        (zipped({"a.xml": "\0"}), "not XML"),
+    ],
+)
+def test_what_is_refused_is_said(packed: bytes, reason: str):
+    cause = artifacts.cause([("junit-1", packed)])
+    assert cause.kind == "unknown"
+    assert reason in cause.says
+
+
+def test_sizes_and_counts_have_an_end(monkeypatch: pytest.MonkeyPatch):
+    bomb = zipped({"a.xml": " " * (artifacts.LARGEST_FILE + 1)})
+    assert len(bomb) < 100_000
+    assert "too large" in artifacts.cause([("junit-1", bomb)]).says
+    monkeypatch.setattr(artifacts, "MOST_FILES", 2)
+    many = zipped({f"{i}.xml": junit(FAIL.format("x"), f"test_{i}") for i in range(5)})
+    cause = artifacts.cause([("junit-1", many)])
+    assert "2 tests failed" in cause.says
+    monkeypatch.setattr(artifacts, "LARGEST_RUN", 100)
+    assert "too large" in artifacts.cause([("junit-1", zipped({"a.xml": junit()}))]).says
+    monkeypatch.setattr(artifacts, "MOST_MEMBERS", 3)
+    assert "more than 3 files" in artifacts.cause([("junit-1", many)]).says
+    monkeypatch.setattr(artifacts, "MOST_ARCHIVES", 1)
+    assert "more than 1 artifacts" in artifacts.cause([("a", b""), ("b", b"")]).says
+
+
+def test_nothing_is_written_but_into_a_folder_that_is_gone_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    name = "x/" * 40 + "-attempt-1.xml"
+    assert artifacts.cause([("junit", zipped({name: junit(FAIL.format("x"))}))]).kind == "failed"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_in_an_artifact_are_shown_as_code():
+    hostile = "`@all` &lt;!-- \u202e [a](b)"
+    cause = artifacts.cause([("junit-1", zipped({"a.xml": junit(FAIL.format("x"), hostile)}))])
+    assert "\u202e" not in cause.says
+    assert "``tests/test_a.py::`@all` <!-- \\u202e [a](b)``" in cause.says

@@ -1,0 +1,117 @@
+"""Two handlings at once, on one fake GitHub: each thing is done once."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import bot_worlds
+import fake_github
+import pytest
+from bot_worlds import Scenario
+from fake_github import FakeGitHub
+
+from vlm_ci.bot import comment, job
+
+
+def both(github: FakeGitHub, events: list[Path], attempts: list[str]) -> list[object]:
+    """Handle two events at the same time; return what each gave, or raised."""
+    outcomes: list[object] = [None, None]
+
+    def handle(place: int) -> None:
+        environment = {"GITHUB_TOKEN": fake_github.TOKEN, "GITHUB_RUN_ATTEMPT": attempts[place]}
+        try:
+            outcomes[place] = job.run(
+                event=str(events[place]),
+                dry_run=False,
+                policy=None,
+                facts=None,
+                api=github.url,
+                environment=environment,
+            )
+        except Exception as error:
+            outcomes[place] = error
+
+    threads = [threading.Thread(target=handle, args=(place,)) for place in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+    return outcomes
+
+
+def start(tmp_path: Path, **world: object) -> tuple[FakeGitHub, Path]:
+    scenario = Scenario(
+        says="",
+        comment={"body": "/rerun-failed-ci"},
+        expect={},
+        world={"runs": [{"id": 1, "fails": True}], **world},
+    )
+    now = bot_worlds.now()
+    path = tmp_path / "event.json"
+    path.write_text(json.dumps(bot_worlds.event(scenario, now)))
+    return FakeGitHub(bot_worlds.world(scenario, now)), path
+
+
+def reruns(github: FakeGitHub) -> int:
+    return sum("rerun" in path for _, path, _ in github.changes)
+
+
+# Both are held back until both have asked, so that neither sees what the other does.
+MEETINGS = [
+    {"on": "GET .*/comments/50/reactions", "times": 2, "barrier": 2},
+    {"on": "POST .*/comments/50/reactions", "times": 2, "barrier": 2},
+]
+
+
+@pytest.mark.parametrize("meeting", MEETINGS, ids=["looking", "claiming"])
+def test_two_deliveries_of_one_comment_run_it_again_once(tmp_path: Path, meeting):
+    github, path = start(tmp_path, faults=[dict(meeting)])
+    with github.serving():
+        outcomes = both(github, [path, path], ["1", "1"])
+    assert github.problems == []
+    verdicts = sorted(one[0][0].verdict for one in outcomes)
+    assert verdicts == ["allowed", "ignored"], outcomes
+    assert reruns(github) == 1
+
+
+@pytest.mark.parametrize(
+    "meeting",
+    [*MEETINGS[:1], {"on": "DELETE .*/reactions/5", "times": 2, "barrier": 2}],
+    ids=["looking", "deleting"],
+)
+def test_two_that_take_over_one_claim_run_it_again_once(tmp_path: Path, meeting):
+    old = {
+        "id": 5,
+        "comment": 50,
+        "content": "eyes",
+        "login": fake_github.BOT,
+        "minutes": -1,
+    }
+    github, path = start(tmp_path, faults=[dict(meeting)], reactions=[old])
+    with github.serving():
+        outcomes = both(github, [path, path], ["2", "2"])
+    assert github.problems == []
+    assert sorted(one[0][0].verdict for one in outcomes) == ["allowed", "ignored"], outcomes
+    assert reruns(github) == 1
+
+
+def test_two_identical_comments_run_it_again_once_and_both_are_answered(tmp_path: Path):
+    meeting = {"on": "POST .*/rerun-failed-jobs", "times": 2, "barrier": 2}
+    github, path = start(tmp_path, runs=[{"id": 1}], faults=[meeting])
+    event = json.loads(path.read_text())
+    event["comment"]["id"] = 51
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(event))
+    github.world.comments.append({"id": 51, "login": "alice", "body": "/rerun-failed-ci"})
+    with github.serving():
+        outcomes = both(github, [path, other], ["1", "1"])
+    assert github.problems == []
+    steps = [one[0][0].steps[0].outcome for one in outcomes]
+    assert sorted(steps)[1] == "done"
+    assert "already running" in sorted(steps)[0]
+    assert github.world.runs[0]["run_attempt"] == 2
+    mine = [one["body"] for one in github.world.comments if one["login"] == fake_github.BOT]
+    entries = {entry.key for body in mine for entry in comment.read(body).entries}
+    assert entries == {(50, 1), (51, 1)}
