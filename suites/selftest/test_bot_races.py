@@ -115,3 +115,22 @@ def test_two_identical_comments_run_it_again_once_and_both_are_answered(tmp_path
     mine = [one["body"] for one in github.world.comments if one["login"] == fake_github.BOT]
     entries = {entry.key for body in mine for entry in comment.read(body).entries}
     assert entries == {(50, 1), (51, 1)}
+
+
+def test_two_comments_at_once_share_one_budget(tmp_path: Path):
+    meeting = {"on": "GET .*/actions/runs", "times": 2, "barrier": 2}
+    policy = ["pull_request = 5", "pull_request = 1"]
+    github, path = start(tmp_path, runs=[{"id": 1}, {"id": 2}], faults=[meeting], policy=policy)
+    event = json.loads(path.read_text())
+    event["comment"] |= {"id": 51, "body": "/rerun-test tests/a.py::test_x"}
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(event))
+    body = event["comment"]["body"]
+    github.world.comments.append({"id": 51, "login": "alice", "body": body})
+    with github.serving():
+        outcomes = both(github, [path, other], ["1", "1"])
+    assert github.problems == []
+    steps = [step.outcome for one in outcomes for record in one[0] for step in record.steps]
+    assert steps.count("done") <= 1, steps
+    made = bot_worlds.commands_only(github.changes)
+    assert len(made) == steps.count("done"), made

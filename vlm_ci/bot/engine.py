@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from vlm_ci.bot import claims, comment, gathering
+from vlm_ci.bot import claims, comment, gathering, reruns
 from vlm_ci.bot.decide import decide
 from vlm_ci.bot.entries import entry_of, ignored, misunderstood, reaction, record_of
 from vlm_ci.bot.facts import HubError, Refused, Unclear
@@ -23,6 +23,7 @@ from vlm_ci.bot.ledger import (
     MADE_BEFORE,
     RERUN,
     RERUN_FAILED,
+    SPENDING,
     Entry,
     Ledger,
     Step,
@@ -106,7 +107,7 @@ class Engine:
         if not dry_run:
             if entry.steps and not rehearsed:
                 self._save(msgspec.structs.replace(entry, state="started"))
-                entry = self._perform(entry, taken_over=False)
+                entry = self._perform(self._within_budget(entry), taken_over=False)
             self._save(entry)
         return record_of(self.event, entry, dry_run=rehearsed, facts=facts)
 
@@ -128,6 +129,25 @@ class Engine:
             outcome = self._one(step, entry, taken_over)
             steps.append(msgspec.structs.replace(step, outcome=outcome))
         return msgspec.structs.replace(entry, steps=tuple(steps), state="done")
+
+    def _within_budget(self, entry: Entry) -> Entry:
+        """Give up the steps for which another comment, decided at that time, has left no budget.
+
+        Each has written what it is about to do before it looks, so that one at least sees the
+        other; where both do, both give way, which spends too little and never too much.
+        """
+        ledger = joined([ledger for _, ledger in self._statuses()])
+        others = [one for one in ledger.entries if one.key != entry.key]
+        left = self.policy.budget.pull_request - ledger.before - sum(one.spent for one in others)
+        steps: list[Step] = []
+        for step in entry.steps:
+            if step.kind in SPENDING:
+                left -= 1
+                if left < 0:
+                    outcome = f"not done: {reruns.spent(self.policy)}"
+                    step = msgspec.structs.replace(step, outcome=outcome)
+            steps.append(step)
+        return msgspec.structs.replace(entry, steps=tuple(steps))
 
     def _one(self, step: Step, entry: Entry, taken_over: bool) -> str:
         if taken_over and self._happened(step, entry):
