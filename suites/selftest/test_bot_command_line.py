@@ -159,6 +159,16 @@ def test_deciding_loads_neither_torch_nor_an_http_client(event: Path, tmp_path: 
     assert done.stdout.splitlines()[-2:] == ["0", "[]"]
 
 
+@pytest.mark.parametrize("missing", ["githubkit", "markdown_it"])
+def test_without_what_the_extra_installs(event: Path, missing: str):
+    args = ["bot", "--event", str(event), "--dry-run"]
+    code = f"import sys; sys.modules[{missing!r}] = None; from vlm_ci.cli import main; "
+    code += f"sys.exit(main({args}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 4
+    assert done.stderr == f"vlm-ci: the bot needs {missing}: pip install 'vlm-ci[bot]'\n"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -12,6 +12,8 @@ from vlm_ci.cli.base import CLEAN, FOUND, NOTHING_RAN, OWN_ERROR, cli
 if TYPE_CHECKING:
     from vlm_ci.bot.records import Record
 
+EXTRA = ("githubkit", "httpx", "markdown_it")  # what only the bot needs
+
 
 @cli.command()
 @click.option("--event", required=True, metavar="FILE", help="the payload of issue_comment")
@@ -39,10 +41,11 @@ def bot(
     all that was asked for was done; 1: something was denied or not understood; 3: GitHub does not
     answer, and the job may be run again; 5: there is nothing to do.
     """
-    from vlm_ci.bot import job
     from vlm_ci.errors import UsageError
 
     try:
+        from vlm_ci.bot import job
+
         records, failed, failure = job.run(
             event=event,
             dry_run=dry_run,
@@ -52,6 +55,8 @@ def bot(
             environment=os.environ,
         )
     except ModuleNotFoundError as error:
+        if error.name not in EXTRA:
+            raise
         raise UsageError(f"the bot needs {error.name}: pip install 'vlm-ci[bot]'") from None
     _write(records, audit)
     if failure:
