@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# What the commands need that only read results or comments.
+TOOLS := click junitparser msgspec rich
 
-.PHONY: run test test-all lint wheel install clean
+.PHONY: run test test-all lint workflows wheel install tools clean
 
 run: install ## check the tiny Qwen3-VL on the CPU
 	$(BIN)/vlm-ci run --target qwen3-vl-tiny --recipe decoder-layers --backend eager
@@ -19,12 +21,23 @@ lint: install ## what pre-commit runs, and types and layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy .github/scripts
 	$(BIN)/lint-imports
+	$(MAKE) --no-print-directory workflows
+
+workflows: install ## the workflows and actions: security, schemas, and the shell of every step
+	$(BIN)/zizmor --offline --quiet --no-progress --persona auditor --strict-collection .github
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-actions .github/actions/*/action.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/python .github/scripts/shell_steps.py .github .ci/run
 
 wheel: install ## dist/vlm_ci-VERSION-py3-none-any.whl, for other projects
 	$(BIN)/python -m build --wheel --no-isolation -o dist
 
 install: $(STAMP)
+
+tools: $(VENV)/.tools ## vlm_ci without torch: enough for junit, report and bot
 
 # torch by itself first: the version that constraints.txt pins has a CPU build, and nothing else
 # may pull in another one.
@@ -33,6 +46,13 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(STAMP)
+
+# Where everything is installed, the tools are too.
+$(VENV)/.tools: pyproject.toml constraints.txt
+	test -e $(STAMP) || $(PYTHON) -m venv $(VENV)
+	test -e $(STAMP) || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TOOLS)
+	test -e $(STAMP) || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps .
+	touch $@
 
 clean:
 	rm -rf $(VENV) vlm-ci-out
