@@ -87,19 +87,20 @@ def decide(environment: Mapping[str, str]) -> Passed:
         Refused: it may not run.
         api.ApiError: GitHub did not answer.
     """
-    repository, pr, sha = (environment[name] for name in ("GITHUB_REPOSITORY", "PR", "SHA"))
+    names = ("GITHUB_REPOSITORY", "PULL_REQUEST", "SHA")
+    repository, number, sha = (environment[name] for name in names)
     if not SHA.fullmatch(sha):
         raise Refused(f"{sha!r} is no full commit SHA: 40 hexadecimal digits")
-    if not pr:
+    if not number:
         # GitHub serves the commits of forks under the name of the repository they come from: only
         # the commit that the run itself is of is known to be its own.
         if sha != environment["GITHUB_SHA"]:
             raise Refused(f"{sha} without a pull request: name the pull request that it is of")
         return Passed(sha=sha, trusted=True)
-    if not pr.isascii() or not pr.isdecimal():
-        raise Refused(f"{pr!r} is no number of a pull request")
+    if not number.isascii() or not number.isdecimal():
+        raise Refused(f"{number!r} is no number of a pull request")
     return judge(
-        api.call(f"repos/{repository}/pulls/{pr}"),
+        api.call(f"repos/{repository}/pulls/{number}"),
         api.pages(f"repos/{repository}/commits/{sha}/statuses?per_page=100"),
         sha=sha,
         label=environment["LABEL"],

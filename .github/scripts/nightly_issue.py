@@ -128,9 +128,8 @@ def _text(path: Path) -> str:
 def main() -> int:
     """Do what the plan says; the environment is that of a workflow's step."""
     repository = os.environ["GITHUB_REPOSITORY"]
-    run = (
-        f"{os.environ['GITHUB_SERVER_URL']}/{repository}/actions/runs/{os.environ['GITHUB_RUN_ID']}"
-    )
+    server, number = os.environ["GITHUB_SERVER_URL"], os.environ["GITHUB_RUN_ID"]
+    run = f"{server}/{repository}/actions/runs/{number}"
     try:
         issues = api.pages(f"repos/{repository}/issues?state=open&labels={LABEL}&per_page=100")
         failed = os.environ["RESULT"] != "success"

@@ -30,9 +30,13 @@ option profile "$PROFILE"
 option examples "$EXAMPLES"
 option seed "$SEED"
 option shard "$SHARD"
+option commit "$COMMIT"
 option evidence "$EVIDENCE"
 option cache "$STATE/compile"
 option database "$STATE/examples"
+
+# The report that follows tells the step: also of a run that was killed.
+options+=("--no-${prefix}github")
 
 mkdir -p "$OUT" "$STATE"
 code=0

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Marks the guilty lines, and writes the job's summary and a page, from what the check left.
+# Marks the guilty lines, and writes a page and the job's summary, from what the check left.
 set -euo pipefail
 
 if [[ -z $(find "$OUT" -name result.json -print -quit) ]]; then
@@ -7,6 +7,5 @@ if [[ -z $(find "$OUT" -name result.json -print -quit) ]]; then
   exit 0
 fi
 files=(--html "$OUT/report.html")
-[[ $SUMMARY != true ]] || files+=(--markdown "$OUT/summary.md")
+[[ $SUMMARY != true ]] || files+=(--markdown "$GITHUB_STEP_SUMMARY")
 "$VLM_PYTHON" -m vlm_ci.cli report "$OUT" "${files[@]}" --annotations
-[[ $SUMMARY != true ]] || cat "$OUT/summary.md" >>"$GITHUB_STEP_SUMMARY"
