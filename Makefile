@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+EXAMPLES := docs/examples/github
 # What the commands need that only read results or comments.
 TOOLS := click junitparser msgspec rich
 
@@ -26,11 +27,11 @@ lint: install ## what pre-commit runs, and types and layers
 	$(MAKE) --no-print-directory workflows
 
 workflows: install ## the workflows and actions: security, schemas, and the shell of every step
-	$(BIN)/zizmor --offline --quiet --no-progress --persona auditor --strict-collection .github
-	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/zizmor --offline --quiet --no-progress --persona auditor --strict-collection .github $(EXAMPLES)/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml $(EXAMPLES)/*.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-actions .github/actions/*/action.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
-	$(BIN)/python .github/scripts/shell_steps.py .github .ci/run
+	$(BIN)/python .github/scripts/shell_steps.py .github .ci/run $(EXAMPLES)
 
 wheel: install ## dist/vlm_ci-VERSION-py3-none-any.whl, for other projects
 	$(BIN)/python -m build --wheel --no-isolation -o dist

@@ -76,10 +76,10 @@ def test_lint_runs_all_of_these_checks(repository: Path) -> None:
     for part in (
         "zizmor --offline",
         "--persona auditor",
-        "vendor.github-workflows .github/workflows/*.yml",
+        "vendor.github-workflows .github/workflows/*.yml $(EXAMPLES)/*.yml",
         "vendor.github-actions .github/actions/*/action.yml",
         "vendor.dependabot",
-        "shell_steps.py .github .ci/run",
+        "shell_steps.py .github .ci/run $(EXAMPLES)",
     ):
         assert part in recipe
 
