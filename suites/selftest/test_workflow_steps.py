@@ -78,6 +78,7 @@ class Run:
         environment = {
             **outer,
             "CI": "true",
+            "PYTEST_XDIST_AUTO_NUM_WORKERS": "1",  # there is one test, and two cores
             "PATH": f"{tools}:{os.environ['PATH']}",
             "ANSWERS": str(answers),
         }
@@ -134,7 +135,7 @@ def run(workflow: dict[str, Any], root: Path, tmp_path_factory: pytest.TempPathF
         tmp_path_factory.mktemp("gpu"),
         target="suites.selftest.toy:factory",
         backend="",
-        device="",
+        device="cpu",
         examples="20",
         shards="2",
     )

@@ -33,6 +33,7 @@ option shard "$SHARD"
 option commit "$COMMIT"
 option evidence "$EVIDENCE"
 option cache "$STATE/compile"
+option cache-lock "$LOCK"
 option cache-scope "$([[ $CACHE == write ]] && echo trusted || echo untrusted)"
 option database "$STATE/examples"
 
