@@ -11,11 +11,14 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from junitparser import JUnitXml
+from workflow_expressions import Expressions
 from workflow_runner import Github, Outcome, inputs_of, load, run_job
 
 PULL = {
@@ -24,6 +27,8 @@ PULL = {
     "labels": [{"name": "run-ci"}],
     "base": {"repo": {"full_name": "octo/engine"}},
 }
+HERE = "suites.selftest"  # as the checkout's root sees it
+TOY = {"target": f"{HERE}.toy:factory", "backend": "", "device": "cpu", "examples": "20"}
 # Answers as GitHub would: the argument after the method is the path.
 GH = """#!/bin/sh
 for path; do :; done
@@ -60,7 +65,15 @@ def prepare(checkout: Path) -> None:
 class Run:
     """One run of gpu.yml, with all of its attempts."""
 
-    def __init__(self, workflow: dict[str, Any], root: Path, folder: Path, **given: str) -> None:
+    def __init__(
+        self,
+        workflow: dict[str, Any],
+        root: Path,
+        folder: Path,
+        *,
+        workers: str = "0",  # what `-n auto` means here: by day no process but pytest's own
+        **given: str,
+    ) -> None:
         if not (root / ".git").exists():
             pytest.skip("needs a git checkout: actions/checkout clones one")
         head = ["git", "rev-parse", "HEAD"]
@@ -71,6 +84,7 @@ class Run:
         (tools / "gh").write_text(GH)
         (tools / "gh").chmod(0o755)
         self.sha = sha.stdout.strip()
+        self.ended: list[Outcome] = []
         self.answers = answers
         self.answer(fork=False)
         own = ("PYTEST_", "GITHUB_", "CI", "VIRTUAL_ENV", "MAKE")
@@ -78,7 +92,7 @@ class Run:
         environment = {
             **outer,
             "CI": "true",
-            "PYTEST_XDIST_AUTO_NUM_WORKERS": "1",  # there is one test, and two cores
+            "PYTEST_XDIST_AUTO_NUM_WORKERS": workers,
             "PATH": f"{tools}:{os.environ['PATH']}",
             "ANSWERS": str(answers),
         }
@@ -117,6 +131,18 @@ class Run:
     def artifacts(self) -> set[str]:
         return {path.name for path in self.github.artifacts.glob("*")}
 
+    @contextmanager
+    def lost(self, shard: int) -> Iterator[None]:
+        """Take the artifact of a shard away, and what an earlier merge left."""
+        artifact = self.github.artifacts / f"vlm-ci-gpu-shard-{shard}-attempt-1"
+        kept = artifact.rename(self.github.folder / artifact.name)
+        shutil.rmtree(self.merged(), ignore_errors=True)
+        shutil.rmtree(self.github.folder / "attempt-1/merge", ignore_errors=True)
+        try:
+            yield
+        finally:
+            kept.rename(artifact)
+
     def merged(self, attempt: int = 1) -> Path:
         return self.github.artifacts / f"merged-vlm-ci-gpu-attempt-{attempt}"
 
@@ -129,22 +155,13 @@ def cases(path: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def run(workflow: dict[str, Any], root: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run over a toy, which is served in seconds: both shards, then the merge."""
-    run = Run(
-        workflow,
-        root,
-        tmp_path_factory.mktemp("gpu"),
-        target="suites.selftest.toy:factory",
-        backend="",
-        device="cpu",
-        examples="20",
-        shards="2",
-    )
-    run.ended = [*run.shards(), run.job("merge")]  # type: ignore[attr-defined]
+    run = Run(workflow, root, tmp_path_factory.mktemp("gpu"), **TOY, shards="2")
+    run.ended = [*run.shards(), run.job("merge")]
     return run
 
 
 def test_both_shards_run_and_leave_their_artifacts(run: Run) -> None:
-    first, second, _ = run.ended  # type: ignore[attr-defined]
+    first, second, _ = run.ended
     assert first.result == "success", first.log
     assert second.result == "success", second.log
     assert run.artifacts() == {
@@ -159,26 +176,97 @@ def test_both_shards_run_and_leave_their_artifacts(run: Run) -> None:
 
 
 def test_the_merge_holds_every_test_and_the_summary_says_so(run: Run) -> None:
-    merge = run.ended[-1]  # type: ignore[attr-defined]
+    merge = run.ended[-1]
     assert merge.result == "success", merge.log
     assert set(cases(run.merged() / "junit.xml")) == {"test_mixed_traffic"}
-    assert "shard missing" not in merge.summary
-    assert "### Merged" in merge.summary
-    assert "1 passed" in merge.summary
-    assert "toy" in merge.summary
+    assert "clean, 2 runs" in merge.summary
+    assert "missing" not in merge.summary
+    assert merge.summary == (run.merged() / "summary.md").read_text()
     assert (run.merged() / "report.html").stat().st_size > 1000
 
 
 def test_a_lost_shard_is_a_failure_with_its_name(run: Run) -> None:
-    lost = run.github.artifacts / "vlm-ci-gpu-shard-2-attempt-1"
-    kept = lost.rename(run.github.folder / "kept")
-    shutil.rmtree(run.merged())
-    shutil.rmtree(run.github.folder / "attempt-1/merge")
-    try:
+    with run.lost(2):
         merge = run.job("merge")
-    finally:
-        kept.rename(lost)
     assert merge.result == "failure"
     assert "missing shard  2/2" in merge.log
-    assert "missing shard  2/2" in merge.summary
+    assert "missing shard" in merge.summary
+    assert "2/2" in merge.summary
     assert "vlm_ci.missing" in (run.merged() / "junit.xml").read_text()
+
+
+def test_where_all_shards_are_lost_the_merge_says_so(run: Run) -> None:
+    with run.lost(1), run.lost(2):
+        merge = run.job("merge")
+    assert merge.result == "failure"
+    assert "no shard left a JUnit file" in merge.log
+
+
+def test_a_fork_gets_to_a_gpu_only_with_an_approval_of_this_commit(
+    workflow: dict[str, Any], root: Path, tmp_path: Path
+) -> None:
+    run = Run(workflow, root, tmp_path)
+    run.answer(fork=True)
+    gate = run.job("gate")
+    assert gate.result == "failure"
+    assert "comes from a fork and needs a status vlm-ci/approved of its own" in gate.log
+    assert run.job("shard", shard=1).result == "skipped"
+    assert run.job("merge").result == "skipped"
+
+    shutil.rmtree(tmp_path / "attempt-1")
+    run.answer(fork=True, by="github-actions[bot]")
+    gate = run.job("gate")
+    assert (gate.result, gate.outputs["trusted"]) == ("success", "false")
+    assert gate.outputs["sha"] == run.sha
+
+
+@pytest.mark.parametrize(
+    ("trusted", "cache", "ref"), [("true", "write", "c"), ("false", "read", "main")]
+)
+def test_what_a_fork_may_not_do(
+    workflow: dict[str, Any], trusted: str, cache: str, ref: str
+) -> None:
+    """Save a cache, and have its own code read what its shards left."""
+    contexts = {
+        "needs": {"gate": {"outputs": {"trusted": trusted, "sha": "c"}}},
+        "github": {"event": {"repository": {"default_branch": "main"}}},
+    }
+    expressions = Expressions(contexts=contexts, status={})
+    action = workflow["jobs"]["shard"]["steps"][-1]["with"]
+    checkout = workflow["jobs"]["merge"]["steps"][0]["with"]
+    assert expressions.text(action["cache"]) == cache
+    assert expressions.text(checkout["ref"]) == ref
+
+
+@pytest.mark.nightly
+def test_a_rerun_replays_what_failed_and_does_not_turn_green(
+    workflow: dict[str, Any], root: Path, tmp_path: Path
+) -> None:
+    """Two attempts of one shard over a toy that answers wrongly, and the merge of both."""
+    wrong = {**TOY, "target": f"{HERE}.workflow_toys:wrong"}
+    run = Run(workflow, root, tmp_path, **wrong, shards="1")
+    (first,) = run.shards()
+    assert first.result == "failure"
+    run.github.attempt = 2
+    (second,) = run.shards()
+    assert second.result == "failure"
+    left = run.github.artifacts / "vlm-ci-gpu-shard-1-attempt-2/vlm-ci-out/results-1/result.json"
+    evidence = json.loads(left.read_text())["evidence"]
+    assert evidence["sessions"] == 1
+    merge = run.job("merge")
+    assert merge.result == "failure"
+    assert "failed, failed" in run.merged(attempt=2).joinpath("junit.xml").read_text()
+    assert "mismatch" in merge.summary
+
+
+@pytest.mark.nightly
+def test_the_default_model_passes_from_checkout_to_summary(
+    workflow: dict[str, Any], root: Path, tmp_path: Path
+) -> None:
+    given = {"device": "cpu", "backend": "eager", "examples": "20", "shards": "2"}
+    run = Run(workflow, root, tmp_path, workers="1", **given)
+    for shard in run.shards():
+        assert shard.result == "success", shard.log
+    merge = run.job("merge")
+    assert merge.result == "success", merge.log
+    assert "qwen3-vl-tiny" in merge.summary
