@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXAMPLES := docs/examples/github
 # What the commands need that only read results or comments.
-TOOLS := click junitparser msgspec rich
+TOOLS := click Jinja2 junitparser msgspec rich
 
 .PHONY: run test test-all lint workflows wheel install tools clean
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -214,6 +215,16 @@ def test_without_shellcheck_it_says_so_and_ci_fails(tree: Path) -> None:
     code, said = shell(tree, PATH="/nowhere", CI="true")
     assert code == 1
     assert "CI may not do without it" in said
+
+
+def test_the_tools_are_all_but_what_runs_models_and_tests(repository: Path) -> None:
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    needed = [*project["dependencies"], *project["optional-dependencies"].get("bot", [])]
+    names = {re.split(r"[<>=\[;]", line)[0].lower() for line in needed}
+    heavy = {"hypothesis", "pytest", "pytest-xdist", "torch", "transformers"}
+    line = re.search(r"^TOOLS := (.*)$", (repository / "Makefile").read_text(), re.MULTILINE)
+    assert line is not None
+    assert names - heavy <= set(line[1].lower().split())
 
 
 def test_each_suppression_has_its_reason(repository: Path) -> None:
