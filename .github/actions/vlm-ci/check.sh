@@ -9,6 +9,7 @@ refuse() {
 
 [[ $SHARD =~ ^([1-9][0-9]*)/[1-9][0-9]*$ ]] || refuse "shard '$SHARD' is not I/N, as in 1/4"
 number=${BASH_REMATCH[1]}
+[[ $CACHE =~ ^(none|read|write)$ ]] || refuse "cache '$CACHE' is not none, read or write"
 [[ $REPEAT =~ ^[1-9][0-9]?$ ]] || refuse "repeat '$REPEAT' is not a number from 1 to 99"
 
 tests=() extra=()
@@ -32,9 +33,11 @@ option seed "$SEED"
 option shard "$SHARD"
 option commit "$COMMIT"
 option evidence "$EVIDENCE"
-option cache "$STATE/compile"
-option cache-lock "$LOCK"
-option cache-scope "$([[ $CACHE == write ]] && echo trusted || echo untrusted)"
+if [[ $CACHE != none ]]; then
+  option cache "$STATE/compile"
+  option cache-lock "$LOCK"
+  option cache-scope "$([[ $CACHE == write ]] && echo trusted || echo untrusted)"
+fi
 option database "$STATE/examples"
 
 # The report that follows tells the step: also of a run that was killed.

@@ -12,10 +12,13 @@ else
   python=$root/.venv/bin/python
 fi
 
-# A compile cache is worth nothing on another GPU or another torch.
-gpu=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | sort -u | paste -sd+ -) || gpu=""
-torch=$("$python" -c 'from importlib.metadata import version; print(version("torch"))')
+key=none
+if [[ $CACHE != none ]]; then
+  options=(--device "${DEVICE:-cpu}")
+  [[ -z $LOCK ]] || options+=(--cache-lock "$LOCK")
+  key=$("$python" -m vlm_ci.cli cache key "${options[@]}")
+fi
 {
   echo "python=$python"
-  echo "key=${RUNNER_OS:-unknown}-$(printf %s "${gpu:-cpu}-torch-$torch" | tr -c 'A-Za-z0-9.+-' _)"
+  echo "key=$key"
 } >>"$GITHUB_OUTPUT"
