@@ -39,6 +39,8 @@ if [[ $CACHE != none ]]; then
   option cache-scope "$([[ $CACHE == write ]] && echo trusted || echo untrusted)"
 fi
 option database "$STATE/examples"
+# Who may not write does not decide which failing examples the next run tries.
+[[ $CACHE == write ]] || options+=("--${prefix}database-readonly")
 
 # The report that follows tells the step: also of a run that was killed.
 options+=("--no-${prefix}github")
