@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXAMPLES := docs/examples/github
 # What the commands need that only read results or comments.
-TOOLS := click Jinja2 junitparser msgspec rich
+TOOLS := click filelock githubkit hishel httpx Jinja2 junitparser markdown-it-py msgspec rich
 
 .PHONY: run test test-all lint workflows wheel install tools clean
 

@@ -98,7 +98,7 @@ def test_all_is_clean_as_it_is(tree: Path) -> None:
     [
         pytest.param(
             "actions/bot/action.yml",
-            '"$GITHUB_EVENT_PATH"',
+            '"$GITHUB_ACTION_PATH/bot.sh"',
             "${{ github.event.comment.body }}",
             "template-injection",
             id="template-injection",
@@ -166,13 +166,17 @@ def test_a_fault_of_the_schema_is_red(tree: Path, old: str, new: str) -> None:
     ("name", "old", "wrong"),
     [
         pytest.param("workflows/ci.yml", "make test", "rm $1/x", id="line"),
-        pytest.param("actions/bot/action.yml", '"$GITHUB_EVENT_PATH"', "$1", id="block"),
+        pytest.param(
+            "workflows/ci.yml", "make test", f"|\n{' ' * 10}true\n{' ' * 10}rm $1/x", id="block"
+        ),
+        pytest.param("actions/merge/merge.sh", '-p "$shards"', "-p $shards", id="action"),
         pytest.param("actions/vlm-ci/check.sh", '"$EVIDENCE"', "$EVIDENCE", id="script"),
     ],
 )
 def test_a_shell_fault_is_red_at_its_line(tree: Path, name: str, old: str, wrong: str) -> None:
     change(tree, name, old, wrong)
     line = (tree / ".github" / name).read_text().partition(wrong)[0].count("\n") + 1
+    line += wrong.count("\n")
     code, said = shell(tree)
     assert code == 1
     assert re.search(rf"\.github/{name}:{line}:.*SC2086|:{line}:.*\[SC2086\]", said), said
