@@ -203,6 +203,7 @@ def test_where_all_shards_are_lost_the_merge_says_so(run: Run) -> None:
         merge = run.job("merge")
     assert merge.result == "failure"
     assert "no shard left a JUnit file" in merge.log
+    assert "Nothing was merged" in merge.summary
 
 
 def test_a_fork_gets_to_a_gpu_only_with_an_approval_of_this_commit(

@@ -7,7 +7,10 @@ vlm_ci=$root/.venv/bin/vlm-ci
 mkdir -p "$shards" "$merged"
 
 # What shards left was written by the code under test.
-python3 "$root/.github/scripts/collect.py" "$shards" >"$merged/files.txt"
+if ! python3 "$root/.github/scripts/collect.py" "$shards" >"$merged/files.txt"; then
+  echo 'Nothing was merged: the log of this job says why.' >>"$GITHUB_STEP_SUMMARY"
+  exit 1
+fi
 
 code=0
 xargs -d '\n' "$vlm_ci" junit merge --shards "$COUNT" -o "$merged/junit.xml" \
