@@ -26,6 +26,9 @@ BROKEN = """
         return ToyTarget(serve)
 """
 WORKERS = pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "xdist"])
+WORKERS_BY_NIGHT = pytest.mark.parametrize(
+    "workers", [(), pytest.param(("-n2",), marks=pytest.mark.nightly)], ids=["alone", "xdist"]
+)
 
 
 class Project:

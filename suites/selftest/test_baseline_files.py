@@ -8,7 +8,7 @@ from pathlib import Path
 
 import processes
 import pytest
-from projects import WORKERS
+from projects import WORKERS_BY_NIGHT
 
 from vlm_ci import locations
 from vlm_ci.baselines import files
@@ -213,7 +213,7 @@ ENGINE = """
 """
 
 
-@WORKERS
+@WORKERS_BY_NIGHT
 def test_a_rise_fails_the_test_and_is_shown_line_by_line(
     project, monkeypatch, workers: tuple[str, ...]
 ):

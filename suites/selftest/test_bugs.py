@@ -136,7 +136,7 @@ def test_a_planted_bug_is_found(name: str, tmp_path: Path, repository: Path):
     assert bug.cause in (folder / "evidence.txt").read_text()
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     strict_kinds = {event["kind"] for event in events if event["phase"] == "strict"}
-    assert strict_kinds <= {"refusal"}
+    assert strict_kinds - {"phase"} <= {"refusal"}
     assert json.loads((folder / "environment.json").read_text())["torch"]
     for name_, path in (("result", tmp_path / "result.json"), ("failure", folder / "failure.json")):
         schema = json.loads((repository / f"vlm_ci/schemas/{name_}.schema.json").read_text())

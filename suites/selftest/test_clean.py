@@ -20,10 +20,10 @@ pytestmark = pytest.mark.slow
 CLEAN = [
     ("qwen3-vl-tiny", "decoder-layers", "eager"),
     ("qwen3-vl-tiny", "language-model", "eager"),
-    ("qwen2.5-vl-tiny", "decoder-layers", "eager"),
     ("llava-tiny", "decoder-layers", "eager"),
 ]
 CLEAN_NIGHTLY = [
+    ("qwen2.5-vl-tiny", "decoder-layers", "eager"),
     ("qwen2.5-vl-tiny", "language-model", "eager"),
     ("qwen2.5-vl-sliding-tiny", "decoder-layers", "eager"),
     ("llava-tiny", "language-model", "eager"),
@@ -60,13 +60,14 @@ def test_a_stock_model_is_clean(target: str, recipe: str, backend: str, tmp_path
     assert result.parity.worst.ratio < 0.5
     assert result.baseline is not None
     assert result.baseline.changes == []
-    if (target, recipe, backend) in CLEAN:
+    if (target, recipe, backend) in (*CLEAN, CLEAN_NIGHTLY[0]):
         assert result.baseline.path.endswith(f"{target}.json")
     assert min(result.traffic.corners.values()) > 0
     if (target, recipe) == ("qwen3-vl-tiny", "decoder-layers"):
         assert result.strict.forward_seconds / result.strict.seconds >= 0.6
 
 
+@pytest.mark.nightly
 def test_vision_blocks_need_a_graph_for_each_number_of_images(tmp_path: Path):
     result = run(tmp_path, recipe="vision", examples=40)
     assert {failure.kind for failure in result.failures} == {"recompile"}

@@ -273,6 +273,7 @@ def test_collecting_only_is_exit_code_5(tmp_path: Path):
     assert done.returncode == 5, done.stdout + done.stderr
 
 
+@pytest.mark.nightly
 def test_found_is_exit_code_1_in_a_worker_too(tmp_path: Path):
     (tmp_path / "engine.py").write_text(
         "from toy import ToyTarget\n"

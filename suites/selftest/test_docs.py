@@ -29,6 +29,7 @@ def plain(line: str) -> str:
     """Take out what differs from machine to machine: versions, times, errors."""
     if line.startswith("environment"):
         return re.sub(r"\d[\w.+]*|\([^)]*\)", "#", line)
+    line = re.sub(r"^(baseline +)\S*/(fixtures/)", r"\1\2", line)  # the folder that they lie in
     line = re.sub(r"worst error .*|, \d+ warnings?| \(\d+:\d\d:\d\d\)$", "", line)
     return re.sub(r"\d+\.\d+ ?s\b|\d+%|\(\d+:\d\d:\d\d\)| \(0:.*", "#", line).rstrip()
 

@@ -219,6 +219,7 @@ def test_this_machine_is_ready_and_nothing_is_left_behind(tmp_path: Path):
     assert all(found.advice for found in report.checks if found.status in ("warning", "broken"))
 
 
+@pytest.mark.nightly
 def test_a_hook_that_broke_is_found_in_the_probing_process(monkeypatch, tmp_path: Path):
     breaking = (
         "import contextlib; from vlm_ci.watch import logs; "

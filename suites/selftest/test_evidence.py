@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import toy
-from projects import WORKERS, shown
+from projects import WORKERS_BY_NIGHT, shown
 
 from vlm_ci import reruns
 from vlm_ci.evidence import FailureFile
@@ -158,7 +158,7 @@ RARE = """
 NAME = "test_a_rerun_replays_first_even_from_the_folder_of_results.py::test_mixed_traffic"
 
 
-@WORKERS
+@WORKERS_BY_NIGHT
 def test_a_rerun_replays_first_even_from_the_folder_of_results(project, workers: tuple[str, ...]):
     project.makepyfile(engine=RARE)
     recorded = failure_file(
@@ -280,6 +280,7 @@ def test_a_gpu_without_memory_is_the_infrastructures_by_a_rule(project, monkeypa
     assert 'name="vlm_ci_failures" value="crash"' in (project.path / "1.xml").read_text()
 
 
+@pytest.mark.nightly
 def test_a_worker_that_dies_states_its_shard_and_part(project, monkeypatch, capsys):
     from vlm_ci.cli import main
 

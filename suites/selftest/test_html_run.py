@@ -37,7 +37,7 @@ TWO = """
 
 @pytest.mark.parametrize(
     "workers",
-    [pytest.param((), id="alone", marks=pytest.mark.nightly), pytest.param(("-n2",), id="xdist")],
+    [pytest.param((), id="alone"), pytest.param(("-n2",), id="xdist", marks=pytest.mark.nightly)],
 )
 def test_one_page_holds_all_tests_of_a_session(project, workers: tuple[str, ...]):
     project.makepyfile(TWO, engine=ENGINE)

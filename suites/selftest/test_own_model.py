@@ -277,6 +277,7 @@ def test_a_checkpoint_of_the_users_is_a_model_too(examples: Path, tmp_path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_an_engine_that_complains_is_quoted_and_one_that_dies_replaced(examples: Path):
     child = (examples / "engine_child.py").read_text()
     deadly = "        ids = torch.zeros(len(prompts), length, dtype=torch.long)\n"

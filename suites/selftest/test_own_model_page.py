@@ -58,8 +58,8 @@ def occurs(shown: str, output: list[str]) -> bool:
     return any(re.fullmatch(pattern, line) for line in output)
 
 
-# By night: what compiles a second real model, or starts a child process.
-NIGHTLY = ("llava", "engine_over_pipe")
+# By night: what compiles a real model, or starts a child process.
+NIGHTLY = ("llava", "own_family", "engine_over_pipe")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from projects import WORKERS, shown
+from projects import WORKERS_BY_NIGHT, shown
 
 from vlm_ci.options import OPTIONS
 
@@ -297,7 +297,7 @@ def test_a_bad_marker_in_a_worker_is_one_message_too(pytester: pytest.Pytester):
     assert "INTERNALERROR" not in shown(done)
 
 
-@WORKERS
+@WORKERS_BY_NIGHT
 def test_a_target_that_cannot_be_built_is_one_message(project, workers: tuple[str, ...]):
     project.makepyfile(test_other="def test_other(): pass")
     done = project.run("--vlm-target=toy:nothing", *workers)

@@ -6,7 +6,7 @@ import json
 from importlib import import_module
 
 import pytest
-from projects import WORKERS, shown
+from projects import WORKERS, WORKERS_BY_NIGHT, shown
 
 pytest_plugins = ["pytester"]
 
@@ -110,7 +110,7 @@ def test_a_policy_lets_a_finding_pass_and_says_so(project, workers: tuple[str, .
     assert (entry["failure"]["kind"], entry["policy"]) == ("recompile", "warn")
 
 
-@WORKERS
+@WORKERS_BY_NIGHT
 def test_a_broken_target_fails_with_a_text_that_stands_alone(project, workers: tuple[str, ...]):
     done = project.run("--vlm-target=engine:nan", "--vlm-examples=10", *workers)
     done.assert_outcomes(failed=1)
@@ -165,6 +165,7 @@ def test_each_test_keeps_its_own_results(project, workers: tuple[str, ...]):
     assert shown(done).count("verdict  ") == 3
 
 
+@pytest.mark.nightly
 def test_a_target_that_cannot_be_closed_is_said_and_hides_nothing(project):
     project.makepyfile(
         engine="""
@@ -229,6 +230,7 @@ def test_tests_whose_names_look_alike_keep_their_own_folders(project):
     assert len(list((project.path / "vlm-ci-out").rglob("result.json"))) == 2
 
 
+@pytest.mark.nightly
 def test_a_worker_that_dies_leaves_its_session(project):
     project.makepyfile(test_other="def test_other(): pass")
     done = project.run("--vlm-target=engine:dying", "-n1", "--max-worker-restart=1")

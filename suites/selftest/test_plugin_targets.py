@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from projects import WORKERS, shown
+from projects import WORKERS_BY_NIGHT, shown
 
 from vlm_ci import UsageError
 from vlm_ci.replay import replay
@@ -13,7 +13,7 @@ from vlm_ci.replay import replay
 pytest_plugins = ["pytester"]
 
 
-@WORKERS
+@WORKERS_BY_NIGHT
 def test_several_targets_are_several_tests(project, workers: tuple[str, ...]):
     done = project.run("--vlm-target=toy:factory,engine:nan", "--vlm-examples=3", *workers)
     done.assert_outcomes(passed=1, failed=1)

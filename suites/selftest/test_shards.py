@@ -12,6 +12,7 @@ import junit_files as xml
 import processes
 import pytest
 import toy
+from projects import WORKERS_BY_NIGHT
 
 from vlm_ci.cli import main
 from vlm_ci.errors import UsageError
@@ -303,7 +304,7 @@ def plain_project(pytester: pytest.Pytester) -> None:
         pytester.makepyfile(**{f"test_{name}": "def test_x(): pass\ndef test_y(): pass"})
 
 
-@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "xdist"])
+@WORKERS_BY_NIGHT
 def test_tests_of_no_target_are_split_by_file(pytester: pytest.Pytester, workers: tuple[str, ...]):
     plain_project(pytester)
     seen: Counter[str] = Counter()

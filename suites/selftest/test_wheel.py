@@ -113,6 +113,7 @@ def step(name: str) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_its_own_target_is_red_with_its_bug_and_green_without(project: Path):
     green = run(project, *step("engine_in_process:factory"))
     assert green.returncode == 0, green.stdout + green.stderr

@@ -104,7 +104,8 @@ def test_a_gpu_that_the_user_gives_to_a_worker_stays(session):
     assert pins(session) == {"gw0": "7", "gw1": "GPU-abc"}
 
 
-def test_a_conftest_that_takes_the_gpu_away_is_one_message(session):
+def test_a_conftest_that_takes_the_gpu_away_is_one_message(session, monkeypatch):
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # of the session around this one
     session.makeconftest("""
         import os
         if "PYTEST_XDIST_WORKER" in os.environ:

@@ -179,6 +179,7 @@ def test_maxfail_ends_the_session_after_a_crash(session):
     assert "stopping after 1 failures" in shown(done)
 
 
+@pytest.mark.nightly
 def test_a_worker_that_dies_between_tests_is_said_and_fails_the_session(session):
     session.makepyfile(
         engine="""

@@ -335,7 +335,7 @@ class VlmSession:
 
     def tell_github(self, say: Callable[[str], object]) -> None:
         """Give the step of GitHub Actions that this session runs in its summary and annotations."""
-        if self.results:
+        if self.results and not self.in_worker:  # workers end with a summary too, which nobody sees
             from vlm_ci.report import actions
 
             actions.tell(self.results, self._settings([]).github, say=say)
