@@ -12,10 +12,13 @@ which one searches while the other still warms up, or is done already, counts in
 ratio smaller, never larger. How much of the time both searched is printed as "both"; where that is
 far below 100 %, take more examples before believing the ratio.
 
+Both are measured several times in turn, and the ratio is that of the fastest of each: what else a
+machine does makes a session slower, never faster, and on a virtual machine it may take most of it.
+
 Prints a table and exits with 1 where the ratio is below what is required: 1.6 on the CPU, 1.8 on
 GPUs.
 
-    python suites/bench/workers.py --examples 300
+    python suites/bench/workers.py --examples 60
     python suites/bench/workers.py --device cuda --dtype bfloat16 --backend inductor
 """
 
@@ -71,10 +74,15 @@ def options() -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--backend", default="eager")
     parser.add_argument("--examples", type=int, default=300, help="for each of the two targets")
+    parser.add_argument(
+        "--repeat", type=int, default=3, help="sessions with one worker, and with two"
+    )
     parser.add_argument("--required", type=float, help="the least ratio")
     given = parser.parse_args()
     if given.required is None:
         given.required = REQUIRED[given.device]
+    if given.repeat < 1:
+        parser.error("--repeat must be at least 1")
     if given.device == "cuda" and len(gpus.visible()) < 2:
         parser.error(f"two GPUs are needed; {len(gpus.visible())} can be seen")
     return given
@@ -123,7 +131,7 @@ def run(given: argparse.Namespace, workers: int, folder: Path) -> list[Result]:
 def main() -> int:
     """Measure with one worker and with two, and print the ratio."""
     given = options()
-    measured = {}
+    fastest = {1: 0.0, 2: 0.0}
     print(
         f"{' and '.join(given.targets)}, {given.backend}, {given.dtype}, {given.device}, "
         f"{given.examples} examples each, {capacity.cores()} cores"
@@ -131,18 +139,19 @@ def main() -> int:
     print(
         f"{'workers':>8}{'examples':>10}{'seconds':>10}{'both':>7}{'examples/s':>12}{'warm-up':>14}"
     )
-    for workers in (1, 2):
+    for workers in (1, 2) * given.repeat:
         with tempfile.TemporaryDirectory() as folder:
             results = run(given, workers, Path(folder))
-        one = measured[workers] = measure(results)
+        one = measure(results)
+        fastest[workers] = max(fastest[workers], one.rate)
         warming = " + ".join(f"{result.warmup.seconds:.1f}" for result in results)
         print(
             f"{workers:>8}{one.examples:>10}{one.seconds:>10.1f}{one.both / one.seconds:>7.0%}"
             f"{one.rate:>12.2f}{warming:>12} s",
             flush=True,
         )
-    ratio = measured[2].rate / measured[1].rate
-    print(f"ratio {ratio:.2f}; at least {given.required} required")
+    ratio = fastest[2] / fastest[1]
+    print(f"ratio of the fastest {ratio:.2f}; at least {given.required} required")
     return int(ratio < given.required)
 
 

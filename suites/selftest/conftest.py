@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 from projects import BROKEN, SUITE, Project
+from workers_project import noted as noted
 
 from vlm_ci import environment
 from vlm_ci.doctor import surroundings

@@ -11,22 +11,10 @@ from vlm_ci.report import records
 
 pytest_plugins = ["pytester"]
 
-ENGINE = """
-    import torch
-    from toy import ToyTarget
-
-    FEATURES = torch.zeros(1)
-
-    def growing():
-        def serve(call, ids, batch):
-            image = "image" in batch.modalities
-            return call(ids, features=FEATURES) if image else call(ids)
-        return ToyTarget(serve)
-"""
 TWO = """
     import pytest
 
-    @pytest.mark.vlm(target="engine:growing", warmup="text-only")
+    @pytest.mark.vlm(target="toy:growing", warmup="text-only")
     def test_red(vlm_check):
         vlm_check()
 
@@ -40,7 +28,7 @@ TWO = """
     [pytest.param((), id="alone"), pytest.param(("-n2",), id="xdist", marks=pytest.mark.nightly)],
 )
 def test_one_page_holds_all_tests_of_a_session(project, workers: tuple[str, ...]):
-    project.makepyfile(TWO, engine=ENGINE)
+    project.makepyfile(TWO)
     done = project.run("--vlm-examples=5", "-o", "vlm_target=toy:factory", *workers)
     done.assert_outcomes(passed=1, failed=1)
     done.stdout.fnmatch_lines(["verdict *", "", "report         vlm-ci-out/report.html"])

@@ -81,21 +81,7 @@ def test_the_header_says_what_is_not_watched(
     "workers", [(), pytest.param(("-n2",), marks=pytest.mark.nightly)], ids=["alone", "xdist"]
 )
 def test_a_policy_lets_a_finding_pass_and_says_so(project, workers: tuple[str, ...]):
-    project.makepyfile(
-        engine="""
-        import torch
-        from toy import ToyTarget
-
-        FEATURES = torch.zeros(1)
-
-        def growing():
-            def serve(call, ids, batch):
-                image = "image" in batch.modalities
-                return call(ids, features=FEATURES) if image else call(ids)
-            return ToyTarget(serve)
-    """
-    )
-    options = ("--vlm-target=engine:growing", "--vlm-warmup=text-only", "--vlm-examples=10")
+    options = ("--vlm-target=toy:growing", "--vlm-warmup=text-only", "--vlm-examples=10")
     red = project.run(*options, *workers)
     red.assert_outcomes(failed=1)
     green = project.run(*options, "--vlm-policy=recompile=warn", *workers)

@@ -11,22 +11,11 @@ from fnmatch import fnmatch
 import pytest
 from junitparser import JUnitXml
 from projects import shown
-from workers_project import CONFTEST, LIGHT, PLAIN, pins, run, seen
+from workers_project import LIGHT, pins, run, seen
 
 from vlm_ci.plugin import gpus
 
 pytest_plugins = ["pytester"]
-
-
-@pytest.fixture
-def session(project, monkeypatch):
-    """A project whose tests write down what they saw."""
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.delenv("PYTEST_XDIST_AUTO_NUM_WORKERS", raising=False)
-    monkeypatch.setenv(gpus.VISIBLE, "2,GPU-abc")
-    project.makeconftest(CONFTEST)
-    project.makepyfile(PLAIN)
-    return project
 
 
 # The session's device is a GPU, so that workers are pinned; each test says that it needs none.
@@ -74,17 +63,17 @@ def results(project) -> dict[str, dict]:
     return found
 
 
-def test_two_targets_have_a_worker_each_and_are_warmed_once(session, monkeypatch):
+def test_two_targets_have_a_worker_each_and_are_warmed_once(noted, monkeypatch):
     """The canary: whatever pytest and xdist do of their own, this must hold."""
-    targets(session)
+    targets(noted)
     monkeypatch.setenv(gpus.VISIBLE, "5")
-    done = run(session, "-n2", "-v", *ON_GPUS)
+    done = run(noted, "-n2", "-v", *ON_GPUS)
     done.assert_outcomes(passed=14)
     assert "scheduling tests via TargetScheduling" in done.stdout.lines
-    assert pins(session) == {"gw0": "5", "gw1": "5"}
+    assert pins(noted) == {"gw0": "5", "gw1": "5"}
     words = "workers        2 workers share 1 visible GPU: gw0 on 5, gw1 on 5"
     assert words in done.stdout.lines  # in the summary; the header says it too
-    where = {test: worker for test, worker, *_ in seen(session)}
+    where = {test: worker for test, worker, *_ in seen(noted)}
     first, second = (
         {worker for test, worker in where.items() if test.endswith(name)}
         for name in ("_first", "_second")
@@ -92,11 +81,11 @@ def test_two_targets_have_a_worker_each_and_are_warmed_once(session, monkeypatch
     assert len(first) == len(second) == 1
     assert first != second
     warmed = Counter(
-        result["target"] + test[-6:] for test, result in results(session).items()
+        result["target"] + test[-6:] for test, result in results(noted).items()
         if not result["warmup"]["reused"]
     )  # fmt: skip
     assert sorted(warmed.values()) == [1, 1]
-    assert len(results(session)) == 6
+    assert len(results(noted)) == 6
 
 
 # -- a worker that dies -------------------------------------------------------------------------
@@ -116,10 +105,10 @@ DEATHS = {
         pytest.param("segfault", marks=pytest.mark.nightly),
     ],
 )
-def test_a_dead_worker_is_replaced_and_its_test_reported_once(session, death: str):
-    targets(session, DEATHS[death])
+def test_a_dead_worker_is_replaced_and_its_test_reported_once(noted, death: str):
+    targets(noted, DEATHS[death])
     options = (*ON_GPUS, "-p", "no:faulthandler", "--junitxml=junit.xml")
-    done = run(session, "-n2", *options, "test_targets.py")
+    done = run(noted, "-n2", *options, "test_targets.py")
     assert done.ret == pytest.ExitCode.TESTS_FAILED
     done.assert_outcomes(passed=5, failed=1)
     # Once in the terminal, with its session and the way to serve it again.
@@ -136,7 +125,7 @@ def test_a_dead_worker_is_replaced_and_its_test_reported_once(session, death: st
         ]
     )
     # Once in JUnit.
-    cases = [case for suite in JUnitXml.fromfile(str(session.path / "junit.xml")) for case in suite]
+    cases = [case for suite in JUnitXml.fromfile(str(noted.path / "junit.xml")) for case in suite]
     assert Counter(case.name for case in cases) == {
         f"test_{number}_{name}": 1 for number in range(3) for name in ("first", "second")
     }
@@ -144,7 +133,7 @@ def test_a_dead_worker_is_replaced_and_its_test_reported_once(session, death: st
     assert "crashed while running" in crashed.result[0].text
     assert "it served this session" in crashed.result[0].text
     # Once in the results, where everything else is clean.
-    found = results(session)
+    found = results(noted)
     assert {test: result["verdict"] for test, result in found.items()} == {
         f"test_{number}_{name}": "failed" if (number, name) == (1, "first") else "clean"
         for number in range(3)
@@ -154,17 +143,17 @@ def test_a_dead_worker_is_replaced_and_its_test_reported_once(session, death: st
     assert failure["kind"] == "crash"
     assert any(len(batch["requests"]) > 3 for batch in failure["traffic"]["batches"])
     # The rest of its target has one worker again, which has the dead one's GPU.
-    pinned = pins(session)
-    where = {test: worker for test, worker, *_ in seen(session)}
+    pinned = pins(noted)
+    where = {test: worker for test, worker, *_ in seen(noted)}
     assert where["test_0_first"] == where["test_1_first"] != where["test_2_first"] == "gw2"
     assert pinned["gw2"] == pinned[where["test_1_first"]]
     assert not found["test_2_first"]["warmup"]["reused"]
 
 
 @pytest.mark.nightly
-def test_without_restarts_the_session_ends_and_what_was_found_is_told(session):
-    targets(session, DEATHS["exit"])
-    done = run(session, "-n1", "--max-worker-restart=0", "test_targets.py")
+def test_without_restarts_the_session_ends_and_what_was_found_is_told(noted):
+    targets(noted, DEATHS["exit"])
+    done = run(noted, "-n1", "--max-worker-restart=0", "test_targets.py")
     assert done.ret == pytest.ExitCode.TESTS_FAILED
     done.assert_outcomes(passed=1, failed=1)
     assert "worker gw0 crashed and worker restarting disabled" in shown(done)
@@ -172,16 +161,16 @@ def test_without_restarts_the_session_ends_and_what_was_found_is_told(session):
 
 
 @pytest.mark.nightly
-def test_maxfail_ends_the_session_after_a_crash(session):
-    targets(session, DEATHS["exit"])
-    done = run(session, "-n1", "--maxfail=1", "test_targets.py")
+def test_maxfail_ends_the_session_after_a_crash(noted):
+    targets(noted, DEATHS["exit"])
+    done = run(noted, "-n1", "--maxfail=1", "test_targets.py")
     assert done.ret == pytest.ExitCode.INTERRUPTED
     assert "stopping after 1 failures" in shown(done)
 
 
 @pytest.mark.nightly
-def test_a_worker_that_dies_between_tests_is_said_and_fails_the_session(session):
-    session.makepyfile(
+def test_a_worker_that_dies_between_tests_is_said_and_fails_the_session(noted):
+    noted.makepyfile(
         engine="""
         import os
         import toy
@@ -193,9 +182,9 @@ def test_a_worker_that_dies_between_tests_is_said_and_fails_the_session(session)
         def factory(): return Dying()
     """
     )
-    session.makepyfile("def test_check(vlm_check): vlm_check()")
+    noted.makepyfile("def test_check(vlm_check): vlm_check()")
     options = ("--vlm-target=engine:factory", "--vlm-examples=2", "--max-worker-restart=0")
-    done = run(session, "-n1", *options)
+    done = run(noted, "-n1", *options)
     done.assert_outcomes(passed=1)
     assert done.ret == pytest.ExitCode.TESTS_FAILED
     words = "problem        worker gw0 ended outside a test: Not properly terminated"
@@ -203,10 +192,10 @@ def test_a_worker_that_dies_between_tests_is_said_and_fails_the_session(session)
 
 
 @pytest.mark.nightly
-def test_what_an_earlier_session_left_is_not_taken_for_a_crash_of_this_one(session, monkeypatch):
+def test_what_an_earlier_session_left_is_not_taken_for_a_crash_of_this_one(noted, monkeypatch):
     """The first process dies in a search, the second before it has built its target."""
-    targets(session, DEATHS["exit"])
-    (session.path / "test_targets.py").write_text("""
+    targets(noted, DEATHS["exit"])
+    (noted.path / "test_targets.py").write_text("""
 import os, pytest, engine
 @pytest.fixture
 def die():
@@ -217,12 +206,12 @@ def test_it(die, vlm_check):
     engine.DEADLY = True
     vlm_check()
 """)
-    out = session.path / "vlm-ci-out"
+    out = noted.path / "vlm-ci-out"
     alone = [sys.executable, "-m", "pytest", "-pno:xdist", *LIGHT, "test_targets.py"]
-    assert subprocess.run(alone, cwd=session.path).returncode == 7
+    assert subprocess.run(alone, cwd=noted.path).returncode == 7
     assert json.loads((out / "result.json").read_text())["verdict"] == "incomplete"
     monkeypatch.setenv("DIE_EARLY", "1")
-    done = run(session, "-n1", "--max-worker-restart=0", "test_targets.py")
+    done = run(noted, "-n1", "--max-worker-restart=0", "test_targets.py")
     done.assert_outcomes(failed=1)
     assert "it served this session" not in shown(done)
     assert json.loads((out / "result.json").read_text())["verdict"] == "incomplete"

@@ -110,6 +110,20 @@ def factory() -> ToyTarget:
     return ToyTarget()
 
 
+FEATURES = torch.zeros(1)
+
+
+def growing() -> ToyTarget:
+    """Compiles again for the first image, unless warm-up had one."""
+
+    def serve(call: Any, ids: torch.Tensor, batch: Batch) -> torch.Tensor:
+        logits: torch.Tensor
+        logits = call(ids, features=FEATURES) if "image" in batch.modalities else call(ids)
+        return logits
+
+    return ToyTarget(serve)
+
+
 def broken_factory() -> object:
     """Returns something that is no target."""
     return object()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from projects import Project
+
+from vlm_ci.plugin import gpus
 
 # One line for each test: its name, worker, GPU and threads.
 CONFTEST = """
@@ -26,6 +29,17 @@ PLAIN = """
 """
 # What other plugins load costs each process seconds.
 LIGHT = ("-p", "no:hypothesispytest", "-p", "no:anyio", "-p", "no:cacheprovider")
+
+
+@pytest.fixture
+def noted(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A project whose tests write down what they saw."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("PYTEST_XDIST_AUTO_NUM_WORKERS", raising=False)
+    monkeypatch.setenv(gpus.VISIBLE, "2,GPU-abc")
+    project.makeconftest(CONFTEST)
+    project.makepyfile(PLAIN)
+    return project
 
 
 def run(project: Project, *args: str):
