@@ -44,22 +44,36 @@ def run(*argv: str, cwd: Path, timeout: float = 300, **environment: str) -> Done
 
     What the surrounding test run says in its variables does not reach it.
     """
+    with tempfile.TemporaryDirectory() as logs:
+        process = start(*argv, cwd=cwd, logs=Path(logs), **environment)
+        return wait(process, Path(logs), timeout=timeout)
+
+
+def start(*argv: str, cwd: Path, logs: Path, **environment: str) -> Any:
+    """Begin what ``run`` runs; what it prints goes into a folder."""
     own = ("PYTEST_XDIST", "PYTEST_CURRENT_TEST", "PYTEST_ADDOPTS", "PYTEST_VERSION", "CI")
     own += ("GITHUB_",)
     variables = {name: value for name, value in os.environ.items() if not name.startswith(own)}
-    with tempfile.TemporaryDirectory() as logs:
-        process = context().Process(
-            target=_serve, args=(argv, str(cwd), logs, {**variables, **environment})
-        )
-        process.start()
-        process.join(timeout)
-        if process.is_alive():
-            process.kill()
-            process.join()
-            raise TimeoutError(f"{argv} took longer than {timeout} s")
-        out, err = ((Path(logs) / name).read_text() for name in ("out", "err"))
+    process = context().Process(
+        target=_serve, args=(argv, str(cwd), str(logs), {**variables, **environment})
+    )
+    process.start()
+    return process
+
+
+def wait(process: Any, logs: Path, *, timeout: float = 300) -> Done:
+    """Wait for what was started; a process that takes longer is killed."""
+    process.join(timeout)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        raise TimeoutError(f"it took longer than {timeout} s: {(logs / 'out').read_text()}")
     assert process.exitcode is not None
-    return Done(returncode=process.exitcode, stdout=out, stderr=err)
+    return Done(
+        returncode=process.exitcode,
+        stdout=(logs / "out").read_text(),
+        stderr=(logs / "err").read_text(),
+    )
 
 
 def _serve(argv: tuple[str, ...], folder: str, logs: str, environment: dict[str, str]) -> None:

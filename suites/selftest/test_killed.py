@@ -6,8 +6,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -143,22 +141,46 @@ PLAN = json.dumps(
 )
 
 
-@pytest.mark.slow
-@pytest.mark.nightly
-def test_sigterm_ends_a_run_as_ctrl_c_does(tmp_path: Path):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "vlm_ci.cli", "run", "--bug", "grad-mode-flip", "--out", "out"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda one: one.name)
+def test_an_interrupt_keeps_what_was_found(tmp_path: Path, number: signal.Signals):
+    """Ctrl-C in a terminal; a cancelled CI job sends SIGTERM."""
+    (tmp_path / "engine.py").write_text(SLOW)
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    process = processes.start(
+        *("vlm-ci", "run", "--target", "engine:slow", "--warmup", "text-only", "--out", "out"),
         cwd=tmp_path,
+        logs=logs,
+        PYTHONPATH=str(Path(__file__).parent),
     )
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("out/failures/*/failure.json")) and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    shown, _ = process.communicate(timeout=120)
-    assert process.returncode == 2, shown
+    os.kill(process.pid, number)
+    done = processes.wait(process, logs)
+    assert done.returncode == 2, done
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "interrupted" in done.stdout
     result = json.loads((tmp_path / "out/result.json").read_text())
     assert result["verdict"] == "interrupted"
-    assert len(result["failures"]) == 1
+    (failure,) = result["failures"]
+    assert failure["kind"] == "recompile"
+    assert "features" in failure["cause"]
+    assert (tmp_path / "out" / failure["path"] / "traffic.json").exists()
+
+
+SLOW = """
+import time
+import toy
+
+def slow():
+    target = toy.growing()
+    serve = target.run_compiled
+
+    def run_compiled(batch):
+        time.sleep(0.1)
+        return serve(batch)
+
+    target.run_compiled = run_compiled
+    return target
+"""

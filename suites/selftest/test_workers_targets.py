@@ -164,7 +164,8 @@ def test_without_restarts_the_session_ends_and_what_was_found_is_told(noted):
 def test_maxfail_ends_the_session_after_a_crash(noted):
     targets(noted, DEATHS["exit"])
     done = run(noted, "-n1", "--maxfail=1", "test_targets.py")
-    assert done.ret == pytest.ExitCode.INTERRUPTED
+    # Which of the two is xdist's and pytest's to say, and has changed.
+    assert done.ret in (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.TESTS_FAILED)
     assert "stopping after 1 failures" in shown(done)
 
 
