@@ -39,7 +39,7 @@ def context() -> Any:
     return context
 
 
-def run(*argv: str, cwd: Path, timeout: float = 300, **environment: str) -> Done:
+def run(*argv: str, cwd: Path, timeout: float = 550, **environment: str) -> Done:
     """Run ``vlm-ci …`` or ``pytest …`` in a folder; what it imports from there comes first.
 
     What the surrounding test run says in its variables does not reach it.
@@ -61,7 +61,7 @@ def start(*argv: str, cwd: Path, logs: Path, **environment: str) -> Any:
     return process
 
 
-def wait(process: Any, logs: Path, *, timeout: float = 300) -> Done:
+def wait(process: Any, logs: Path, *, timeout: float = 550) -> Done:
     """Wait for what was started; a process that takes longer is killed."""
     process.join(timeout)
     if process.is_alive():

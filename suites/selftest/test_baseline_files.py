@@ -56,7 +56,7 @@ def test_processes_that_update_one_file_lose_nothing(tmp_path: Path):
     names = [[f"{worker}-{index}" for index in range(8)] for worker in range(2)]
     with ProcessPoolExecutor(2, mp_context=processes.context()) as pool:
         for done in [pool.submit(write, str(path), part) for part in names]:
-            done.result(timeout=120)
+            done.result(timeout=300)
     assert [one.setup.recipe for one in files.read(path)] == sorted(
         name for part in names for name in part
     )

@@ -153,8 +153,10 @@ def test_an_interrupt_keeps_what_was_found(tmp_path: Path, number: signal.Signal
         logs=logs,
         PYTHONPATH=str(Path(__file__).parent),
     )
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("out/failures/*/failure.json")) and time.monotonic() < deadline:
+    deadline = time.monotonic() + 300
+    while not list(tmp_path.glob("out/failures/*/failure.json")):
+        assert process.is_alive(), processes.wait(process, logs)
+        assert time.monotonic() < deadline
         time.sleep(0.02)
     os.kill(process.pid, number)
     done = processes.wait(process, logs)

@@ -6,12 +6,12 @@ import json
 from importlib import import_module
 
 import pytest
-from projects import WORKERS, WORKERS_BY_NIGHT, shown
+from projects import WORKERS_BY_NIGHT, shown
 
 pytest_plugins = ["pytester"]
 
 
-@WORKERS
+@WORKERS_BY_NIGHT
 def test_a_clean_target_passes_with_header_and_summary(project, workers: tuple[str, ...]):
     done = project.run(
         "--vlm-target=toy:factory", "--vlm-examples=20", "--junitxml=junit.xml", *workers
@@ -121,7 +121,7 @@ def test_a_broken_target_fails_with_a_text_that_stands_alone(project, workers: t
     assert "torch.__trace" not in shown(done)  # pytest attaches its handler to that logger
 
 
-@WORKERS
+@WORKERS_BY_NIGHT
 def test_each_test_keeps_its_own_results(project, workers: tuple[str, ...]):
     project.makepyfile("""
         import pytest
