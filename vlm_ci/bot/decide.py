@@ -12,6 +12,7 @@ import msgspec
 from vlm_ci.bot import commands, reruns
 from vlm_ci.bot.ledger import APPROVE, DISPATCH, LABEL, Skipped, Step, Verdict
 from vlm_ci.bot.policy import grant, wanted
+from vlm_ci.bot.words import code
 
 if TYPE_CHECKING:
     from vlm_ci.bot.commands import Command
@@ -187,7 +188,7 @@ def _runner(command: Command, policy: Policy) -> str:
         raise _Denied("the policy names no [runners], so that no test can be run by itself")
     runner = command.runner or next(iter(policy.runners))
     if runner not in policy.runners:
-        raise _Denied(f"there is no runner {runner}; known: {', '.join(policy.runners)}")
+        raise _Denied(f"there is no runner {code(runner)}; known: {', '.join(policy.runners)}")
     return runner
 
 

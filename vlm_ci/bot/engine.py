@@ -156,6 +156,8 @@ class Engine:
         head = self.hub.pull_request(self.event.number).head_sha
         if head != entry.sha:
             return f"not done: the head moved to {head[:12]}"
+        if step.kind in (RERUN, RERUN_FAILED) and self._happened(step, entry):
+            return "not done: it was run again in the meantime"
         for _ in range(TRIES):
             try:
                 self._call(step)
