@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import tempfile
 import zipfile
 from pathlib import Path
@@ -66,9 +67,23 @@ def _encrypted() -> bytes:
     return bytes(packed)
 
 
+def _broken(method: int, sign: bytes, place: int, value: bytes) -> bytes:
+    """Return an archive with other bytes at a place after a sign."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", method) as archive:
+        archive.writestr("\u00e4.xml", junit(FAIL.format("x")))
+    content = bytearray(packed.getvalue())
+    start = content.index(sign) + place
+    content[start : start + len(value)] = value
+    return bytes(content)
+
+
 @pytest.mark.parametrize(
     ("packed", "reason"),
     [
+        (_broken(zipfile.ZIP_STORED, b"PK\x05\x06", 16, b"\xff\xff\xff\x7f"), "read as a zip file"),
+        (_broken(zipfile.ZIP_STORED, b"PK\x01\x02", 46, b"\xff"), "read as a zip file"),
+        (_broken(zipfile.ZIP_LZMA, b"PK\x03\x04", 60, b"\xff" * 9), "packed otherwise"),
         (b"no archive", "cannot be read as a zip file"),
         (b"", "cannot be read as a zip file"),
         (zipped({"a.xml": junit()})[:-30], "cannot be read as a zip file"),
@@ -120,3 +135,24 @@ def test_names_in_an_artifact_are_shown_as_code():
     cause = artifacts.cause([("junit-1", zipped({"a.xml": junit(FAIL.format("x"), hostile)}))])
     assert "\u202e" not in cause.says
     assert "``tests/test_a.py::`@all` <!-- \\u202e [a](b)``" in cause.says
+
+
+HOSTILE = "@all [a](https://evil.example) <!-- 1/2"
+
+
+@pytest.mark.parametrize("where", ["suite", "case"])
+@pytest.mark.parametrize("name", ["vlm_ci.shard", "vlm_ci.attempt", "vlm_ci.part", "vlm_ci.parts"])
+@pytest.mark.parametrize(
+    "value", [HOSTILE, "1/99999999999", "9" * 5000, "1/" + "9" * 5000], ids=range(4)
+)
+def test_what_a_property_says_is_shown_as_code_and_costs_nothing(where: str, name: str, value: str):
+    value = value.replace("<", "&lt;")
+    stated = f'<properties><property name="{name}" value="{value}"/></properties>'
+    text = junit((stated if where == "case" else "") + FAIL.format("x"))
+    if where == "suite":
+        text = text.replace("<testcase", f"{stated}<testcase", 1)
+    says = artifacts.cause([("junit-1", zipped({"a.xml": text}))]).says
+    assert len(says) < 1000
+    outside = re.sub(r"(?s)(`+)(?!`).*?(?<!`)\1(?!`)", "", says)
+    assert "evil" not in outside
+    assert tempfile.gettempdir() not in says

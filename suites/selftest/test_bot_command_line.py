@@ -123,6 +123,40 @@ def test_wrong_usage(event: Path, args: list[str], message: str, capsys, monkeyp
     assert message in capsys.readouterr().err
 
 
+def test_an_audit_file_that_cannot_be_written_is_said_before_anything_is_done(
+    event: Path, tmp_path: Path, capsys
+):
+    assert bot(event, *DRY, "--facts", str(facts(event, tmp_path)), "--audit", str(tmp_path)) == 4
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == f"vlm-ci: {tmp_path}: cannot write it: Is a directory\n"
+
+
+def test_an_attempt_that_is_no_number(event: Path, capsys, monkeypatch):
+    monkeypatch.setenv("GITHUB_RUN_ATTEMPT", "first")
+    assert bot(event, "--dry-run") == 4
+    assert "GITHUB_RUN_ATTEMPT must be a whole number, not 'first'" in capsys.readouterr().err
+
+
+def test_times_without_a_zone_are_no_event_and_no_facts(event: Path, tmp_path: Path, capsys):
+    given = facts(event, tmp_path, now="2026-01-01T01:00:00")
+    assert bot(event, *DRY, "--facts", str(given)) == 4
+    assert "not facts as an audit record has them" in capsys.readouterr().err
+    payload = json.loads(event.read_text())
+    payload["comment"]["created_at"] = "2026-01-01T00:00:00"
+    event.write_text(json.dumps(payload))
+    assert bot(event, "--dry-run") == 4
+    assert "not the payload of an issue_comment event" in capsys.readouterr().err
+
+
+def test_a_runner_that_nobody_knows_is_shown_as_code(event: Path, tmp_path: Path, capsys):
+    payload = json.loads(event.read_text())
+    payload["comment"]["body"] = "/rerun-test tests/a.py::test_x --runner www.evil.example"
+    event.write_text(json.dumps(payload))
+    assert bot(event, *DRY, "--facts", str(facts(event, tmp_path))) == 1
+    assert "there is no runner `www.evil.example`; known: l4" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"action": 1}', "\0", "\xff"])
 def test_what_is_no_event_is_said(tmp_path: Path, content: str, capsys):
     path = tmp_path / "event.json"

@@ -15,25 +15,28 @@ from fake_github import FakeGitHub
 from vlm_ci.bot import comment, job
 
 
+def handle(github: FakeGitHub, event: Path, attempt: str = "1") -> tuple[list, bool, str]:
+    return job.run(
+        event=str(event),
+        dry_run=False,
+        policy=None,
+        facts=None,
+        api=github.url,
+        environment={"GITHUB_TOKEN": fake_github.TOKEN, "GITHUB_RUN_ATTEMPT": attempt},
+    )
+
+
 def both(github: FakeGitHub, events: list[Path], attempts: list[str]) -> list[object]:
     """Handle two events at the same time; return what each gave, or raised."""
     outcomes: list[object] = [None, None]
 
-    def handle(place: int) -> None:
-        environment = {"GITHUB_TOKEN": fake_github.TOKEN, "GITHUB_RUN_ATTEMPT": attempts[place]}
+    def one(place: int) -> None:
         try:
-            outcomes[place] = job.run(
-                event=str(events[place]),
-                dry_run=False,
-                policy=None,
-                facts=None,
-                api=github.url,
-                environment=environment,
-            )
+            outcomes[place] = handle(github, events[place], attempts[place])
         except Exception as error:
             outcomes[place] = error
 
-    threads = [threading.Thread(target=handle, args=(place,)) for place in (0, 1)]
+    threads = [threading.Thread(target=one, args=(place,)) for place in (0, 1)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -115,6 +118,26 @@ def test_two_identical_comments_run_it_again_once_and_both_are_answered(tmp_path
     mine = [one["body"] for one in github.world.comments if one["login"] == fake_github.BOT]
     entries = {entry.key for body in mine for entry in comment.read(body).entries}
     assert entries == {(50, 1), (51, 1)}
+
+
+class Overtaken(FakeGitHub):
+    """Somebody else runs the run again, and it fails, while the status comment is written."""
+
+    def _post_comment(self, number: str, *, query: object, body: object) -> object:
+        self.world.runs[0]["run_attempt"] += 1
+        return super()._post_comment(number, query=query, body=body)
+
+
+def test_a_run_that_failed_again_after_the_decision_is_not_run_again_once_more(tmp_path: Path):
+    github, path = start(tmp_path)
+    with Overtaken(github.world).serving() as github:
+        records, failed, failure = handle(github, path)
+    assert github.problems == []
+    assert reruns(github) == 0
+    assert [step.outcome for step in records[0].steps] == [
+        "not done: it was run again in the meantime"
+    ]
+    assert (failed, failure) == (True, "")
 
 
 def test_two_comments_at_once_share_one_budget(tmp_path: Path):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from vlm_ci.bot import commands, decide
 from vlm_ci.bot.commands import FORMS, parse
 from vlm_ci.bot.comment import read, render
-from vlm_ci.bot.entries import entry_of
+from vlm_ci.bot.entries import entry_of, misunderstood
 from vlm_ci.bot.facts import Actor, Cause, Event, Facts, PullRequest, Run
 from vlm_ci.bot.ledger import Ledger, with_entry
 from vlm_ci.bot.policy import ROLES, Budget, Policy, Rule
@@ -49,6 +49,8 @@ WORDS = [
     "```",
     "<!--",
     "-->",
+    "<!-- vlm-ci-bot-state {} -->",
+    '<!-- vlm-ci-bot-state {"before":-9} -->',
     "<b>",
     "\n",
     "\n\n",
@@ -189,12 +191,16 @@ def _one(text: str, seed: int) -> None:
     body = some_body(pick, text)
     policy, facts = some_policy(pick), some_facts(pick)
     happened = event(body, facts.actor.login)
-    for command in parse(body).commands:
+    parsed = parse(body)
+    for command in parsed.commands:
         _is_a_line(command, body)
         decision = decide.decide(command, happened, policy, facts)
         SEEN.update([command.name, decision.verdict, *(step.kind for step in decision.steps)])
         _check(command, decision, policy, facts)
         entry = entry_of(happened, command, decision, facts, dry_run=False)
+        facts = msgspec.structs.replace(facts, ledger=with_entry(facts.ledger, entry))
+    for line in parsed.misunderstood:
+        entry = misunderstood(happened, line, NOW)
         facts = msgspec.structs.replace(facts, ledger=with_entry(facts.ledger, entry))
     if not facts.ledger.entries:
         return

@@ -54,8 +54,9 @@ FORMS = {
 _WORD = re.compile(r"/([A-Za-z][A-Za-z0-9_-]{0,63})\Z")
 _WHOLE_SHA = re.compile(r"[0-9a-f]{40}\Z")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
-# path::name[parameters], with classes between; no blank outside the brackets, no empty part
-_NODE_ID = re.compile(r"[^\s:\[\]`-][^\s:\[\]`]*(?:::[A-Za-z_]\w*)+(?:\[[^`]*\])?\Z", re.ASCII)
+# path::name[parameters], with classes between; no blank outside the brackets, no empty part; what
+# begins with @ is a file of options to pytest
+_NODE_ID = re.compile(r"[^\s:\[\]`@-][^\s:\[\]`]*(?:::[A-Za-z_]\w*)+(?:\[[^`]*\])?\Z", re.ASCII)
 _PIECE = re.compile(r"`([^`]+)`(?=\s|\Z)|([^\s`]+)(?=\s|\Z)")
 
 

@@ -48,10 +48,14 @@ def render(ledger: Ledger, repository: str, number: int, server: str) -> str:
 
 
 def read(body: str) -> Ledger | None:
-    """Return the ledger of a status comment, or None where the text is none."""
-    if MARKER not in body:
+    """Return the ledger of a status comment, or None where the text is none.
+
+    The marker stands first and the state last: what stands between may hold both, in the commands
+    and the names of others.
+    """
+    if not body.startswith(MARKER):
         return None
-    _, found, rest = body.partition(_STATE)
+    _, found, rest = body.rpartition(_STATE)
     try:
         return msgspec.json.decode(rest.partition(_END)[0], type=Ledger) if found else Ledger()
     except msgspec.DecodeError:  # somebody with the right to edit it did so

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from vlm_ci.bot import commands, reruns
-from vlm_ci.bot.ledger import APPROVE, DISPATCH, LABEL, Skipped, Step, Verdict
+from vlm_ci.bot.ledger import APPROVE, DISPATCH, LABEL, Entry, Skipped, Step, Verdict
 from vlm_ci.bot.policy import grant, wanted
+from vlm_ci.bot.words import code
 
 if TYPE_CHECKING:
     from vlm_ci.bot.commands import Command
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from vlm_ci.bot.policy import Policy
 
 APPROVING = (commands.TAG, commands.TAG_AND_RERUN, commands.RERUN_TEST)
+LABELLING = (commands.TAG, commands.TAG_AND_RERUN)
 RERUNNING = (commands.RERUN_FAILED, commands.TAG_AND_RERUN)
 
 
@@ -72,7 +74,7 @@ def _decide(command: Command, event: Event, policy: Policy, facts: Facts) -> Dec
         raise _Denied(f"the pull request is {facts.pull_request.state}")
     _same_head(command, event, facts)
     if command.name == commands.RERUN_TEST:
-        return _test(command, event, policy, facts, why, runner)
+        return _test(command, event, policy, facts, why)
     return _label_and_rerun(command, policy, facts, why)
 
 
@@ -187,29 +189,60 @@ def _runner(command: Command, policy: Policy) -> str:
         raise _Denied("the policy names no [runners], so that no test can be run by itself")
     runner = command.runner or next(iter(policy.runners))
     if runner not in policy.runners:
-        raise _Denied(f"there is no runner {runner}; known: {', '.join(policy.runners)}")
+        raise _Denied(f"there is no runner {code(runner)}; known: {', '.join(policy.runners)}")
     return runner
 
 
-def _test(
-    command: Command, event: Event, policy: Policy, facts: Facts, why: str, runner: str
-) -> Decision:
+def _test(command: Command, event: Event, policy: Policy, facts: Facts, why: str) -> Decision:
     budget = policy.budget
     if command.repeat > budget.repeat:
         raise _Denied(f"--repeat is at most {budget.repeat} by the policy, not {command.repeat}")
     if facts.ledger.spent >= budget.pull_request:
         raise _Denied(reruns.spent(policy))
+    step = _dispatch(command, event, policy, facts, facts.pull_request.head_sha)
+    return Decision(verdict="allowed", reason=why, steps=(*_approval(facts), step))
+
+
+def _dispatch(command: Command, event: Event, policy: Policy, facts: Facts, sha: str) -> Step:
     inputs = {
         "nodeid": command.node_id,
-        "runner": policy.runners[runner],
+        "runner": policy.runners[_runner(command, policy)],
         "repeat": str(command.repeat),
         "replay": "true" if command.replay else "false",
-        "sha": facts.pull_request.head_sha,
+        "sha": sha,
         "pull_request": str(facts.pull_request.number),
         "request": request(event, command),
     }
-    step = Step(kind=DISPATCH, name=policy.workflow, ref=facts.default_branch, inputs=inputs)
-    return Decision(verdict="allowed", reason=why, steps=(*_approval(facts), step))
+    return Step(kind=DISPATCH, name=policy.workflow, ref=facts.default_branch, inputs=inputs)
+
+
+def continues(entry: Entry, command: Command, event: Event, policy: Policy, facts: Facts) -> bool:
+    """Whether an entry that is half done is what this command came to, and may still come to.
+
+    Others can write as the bot does, or edit its comment: what stands there gives no right.
+    """
+    try:
+        _granted(command, policy, facts, _runner(command, policy))
+    except _Denied:
+        return False
+    if (entry.by, entry.text, entry.dry_run) != (event.author, command.text, command.dry_run):
+        return False
+    return all(_fits(step, entry, command, event, policy, facts) for step in entry.steps)
+
+
+def _fits(
+    step: Step, entry: Entry, command: Command, event: Event, policy: Policy, facts: Facts
+) -> bool:
+    if step.kind == LABEL:
+        return command.name in LABELLING and step.name == policy.label
+    if step.kind == APPROVE:
+        return command.name in APPROVING and step.sha == entry.sha == command.sha
+    if step.kind == DISPATCH:
+        wanted = _dispatch(command, event, policy, facts, entry.sha)
+        return command.name == commands.RERUN_TEST and (
+            msgspec.structs.replace(step, outcome="") == wanted
+        )
+    return command.name in RERUNNING
 
 
 def request(event: Event, command: Command) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from vlm_ci.bot import claims, comment, gathering, reruns
-from vlm_ci.bot.decide import decide
+from vlm_ci.bot.decide import continues, decide
 from vlm_ci.bot.entries import entry_of, ignored, misunderstood, reaction, record_of
 from vlm_ci.bot.facts import HubError, Refused, Unclear
 from vlm_ci.bot.ledger import (
@@ -87,10 +87,7 @@ class Engine:
     def _command(self, command: Command, edited: bool, dry_run: bool) -> Record:
         ledger = joined([ledger for _, ledger in self._statuses()])
         before = ledger.find(self.event.comment, command.number)
-        if before is not None and not dry_run:
-            if before.state == "started":
-                before = self._perform(before, taken_over=True)
-                self._save(before)
+        if before is not None and before.state == "done" and not dry_run:
             return record_of(self.event, before, dry_run=dry_run)
         facts = gathering.facts(
             command,
@@ -101,6 +98,14 @@ class Engine:
             now=self.clock(),
             edited=edited,
         )
+        if (
+            before is not None
+            and not dry_run
+            and continues(before, command, self.event, self.policy, facts)
+        ):
+            before = self._perform(before, taken_over=True)
+            self._save(before)
+            return record_of(self.event, before, dry_run=dry_run)
         decision = decide(command, self.event, self.policy, facts)
         rehearsed = dry_run or command.dry_run
         entry = entry_of(self.event, command, decision, facts, dry_run=rehearsed)
@@ -156,6 +161,8 @@ class Engine:
         head = self.hub.pull_request(self.event.number).head_sha
         if head != entry.sha:
             return f"not done: the head moved to {head[:12]}"
+        if step.kind in (RERUN, RERUN_FAILED) and self._happened(step, entry):
+            return "not done: it was run again in the meantime"
         for _ in range(TRIES):
             try:
                 self._call(step)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-
 import msgspec
 
 from vlm_ci.bot.facts import Event
+from vlm_ci.bot.ledger import Moment
 from vlm_ci.errors import UsageError
 
 
@@ -18,8 +17,8 @@ class _User(msgspec.Struct):
 class _Comment(msgspec.Struct):
     id: int
     body: str
-    created_at: datetime
-    updated_at: datetime
+    created_at: Moment
+    updated_at: Moment
     user: _User | None
 
 

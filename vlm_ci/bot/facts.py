@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from vlm_ci.bot.ledger import Ledger
+from vlm_ci.bot.ledger import Ledger, Moment
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 FAILED = ("failure", "cancelled", "timed_out", "startup_failure")
 
@@ -23,8 +25,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     body: str
     author: str
     bot: bool
-    created_at: datetime
-    updated_at: datetime
+    created_at: Moment
+    updated_at: Moment
 
 
 class Actor(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,7 +51,7 @@ class PullRequest(msgspec.Struct, frozen=True, kw_only=True):
     head_repository: str
     base_repository: str
     labels: tuple[str, ...] = ()
-    moved_at: datetime | None = None
+    moved_at: Moment | None = None
 
     @property
     def fork(self) -> bool:
@@ -77,7 +79,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     status: str
     conclusion: str | None
     attempt: int
-    created_at: datetime
+    created_at: Moment
     head_sha: str
     head_branch: str
     head_repository: str
@@ -96,7 +98,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a decision rests on; ``default_branch`` is that of the base repository."""
 
-    now: datetime
+    now: Moment
     default_branch: str
     actor: Actor
     pull_request: PullRequest
@@ -111,7 +113,7 @@ class Reaction(msgspec.Struct, frozen=True, kw_only=True):
     id: int
     content: str
     login: str
-    created_at: datetime
+    created_at: Moment
 
 
 class HubError(Exception):

@@ -36,6 +36,9 @@ def run(
     Raises:
         UsageError: a file or the environment is not as it has to be.
     """
+    attempt = environment.get("GITHUB_RUN_ATTEMPT", "1")
+    if not attempt.isdecimal():
+        raise UsageError(f"GITHUB_RUN_ATTEMPT must be a whole number, not {attempt!r}")
     comment = events.read(_bytes(event), event)
     stated = environment.get("GITHUB_REPOSITORY", comment.repository)
     if stated.lower() != comment.repository.lower():
@@ -65,7 +68,7 @@ def run(
                 policy=local or _policy(hub),
                 hub=hub,
                 clock=_now,
-                attempt=int(environment.get("GITHUB_RUN_ATTEMPT", "1")),
+                attempt=int(attempt),
                 server=environment.get("GITHUB_SERVER_URL", "https://github.com"),
             )
             records = engine.handle(parsed, dry_run=dry_run)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -16,6 +16,7 @@ DISPATCH: Final = "dispatch"
 SPENDING = (RERUN, RERUN_FAILED, DISPATCH)
 DONE, MADE_BEFORE = "done", "was done already"
 
+Moment = Annotated[datetime, msgspec.Meta(tz=True)]  # with its zone: others cannot be compared
 Kind = Literal["rerun", "rerun-failed", "label", "approve", "dispatch"]
 Verdict = Literal["allowed", "denied", "answered", "misunderstood", "ignored"]
 
@@ -55,7 +56,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     number: int
     text: str
     by: str
-    at: datetime
+    at: Moment
     verdict: Verdict
     reason: str
     state: Literal["started", "done"] = "done"

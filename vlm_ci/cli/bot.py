@@ -43,6 +43,11 @@ def bot(
     """
     from vlm_ci.errors import UsageError
 
+    if audit is not None and audit != "-":
+        try:
+            open(audit, "a", encoding="utf-8").close()  # before anything is done
+        except OSError as error:
+            raise UsageError(f"{audit}: cannot write it: {error.strerror}") from None
     try:
         from vlm_ci.bot import job
 

@@ -14,6 +14,10 @@ from vlm_ci.junit.records import ATTEMPT, COMMIT, MISSING, PART, SHARD, TIMESTAM
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+# What a file states is repeated and counted up to: no honest one states more.
+MOST_SHARDS = 10_000
+LONGEST = 80  # characters of a number
+
 Key = tuple[str, str, str]  # classname, name, and the file where it is needed
 
 
@@ -94,11 +98,14 @@ def shard_of(value: str, source: str, name: str = SHARD) -> tuple[int, int]:
         UsageError: it has another form.
     """
     index, _, count = value.partition("/")
-    if index.strip().isdecimal() and count.strip().isdecimal():
+    if _decimal(index) and _decimal(count):
         shard = int(index), int(count)
-        if 1 <= shard[0] <= shard[1]:
+        if 1 <= shard[0] <= shard[1] <= MOST_SHARDS:
             return shard
-    raise UsageError(f'{source}: {name} must be "I/N" with I from 1 to N, not {value!r}')
+    raise UsageError(
+        f'{source}: {name} must be "I/N" with I from 1 to N, and N at most {MOST_SHARDS}, not '
+        f"{value[:LONGEST]!r}"
+    )
 
 
 def number_of(value: str, source: str) -> int | None:
@@ -109,9 +116,15 @@ def number_of(value: str, source: str) -> int | None:
     """
     if not value:
         return None
-    if value.strip().isdecimal() and int(value) >= 1:
+    if _decimal(value) and int(value) >= 1:
         return int(value)
-    raise UsageError(f"{source}: {ATTEMPT} must be a whole number of at least 1, not {value!r}")
+    raise UsageError(
+        f"{source}: {ATTEMPT} must be a whole number of at least 1, not {value[:LONGEST]!r}"
+    )
+
+
+def _decimal(text: str) -> bool:
+    return len(text) <= LONGEST and text.strip().isdecimal()
 
 
 def moment(value: str | None) -> datetime | None:

@@ -16,8 +16,9 @@ tests=() extra=()
 [[ -z $TESTS ]] || mapfile -t tests <<<"$TESTS"
 [[ -z $ARGS ]] || mapfile -t extra <<<"$ARGS"
 for name in "${tests[@]}"; do
-  # A node id comes from a comment: it names a test, and is never an option of pytest.
-  [[ -n $name && $name != -* ]] || refuse "'$name' is no test: paths or node ids, one a line"
+  # A node id comes from a comment: it names a test, and is never an option of pytest, nor a file
+  # of options (@).
+  [[ -n $name && $name != [-@]* ]] || refuse "'$name' is no test: paths or node ids, one a line"
 done
 
 prefix=${TESTS:+vlm-}
