@@ -48,8 +48,8 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TestNote:
-    """What a merged JUnit file says of one test: ``sort`` is one of ``BROKEN_TESTS``, "flaky" or
-    "recovered"."""
+    """What a merged JUnit file says of one test: ``sort`` is one of ``BROKEN_TESTS``, "flaky",
+    "recovered" or "skipped part"."""
 
     __test__ = False  # not a test of pytest's
 
@@ -243,7 +243,7 @@ def _titled(title: str, heads: tuple[str, ...], rows: Sequence[tuple[str, ...]])
 
 
 def _tests(tests: Sequence[TestNote]) -> str:
-    order = (*BROKEN_TESTS, "flaky", "recovered")
+    order = (*BROKEN_TESTS, "flaky", "recovered", "skipped part")
     known = sorted(tests, key=lambda note: order.index(note.sort) if note.sort in order else 0)
     rows = [(cell(note.sort), cell(note.name), cell(note.text)) for note in known]
     return _titled("Tests that need a look", ("what", "test", "why"), rows)
