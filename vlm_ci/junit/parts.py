@@ -170,7 +170,7 @@ def _absent(part: str, nodeid: str) -> Problem:
 
 
 def _unproven(tests: dict[int, Test], count: int) -> str:
-    """Say which parts of a test that passes were skipped: what they would have tried, nobody did."""
+    """Say which parts of a test were skipped: what they would have tried, nobody did."""
     skipped = [f"{index}/{count}" for index, test in tests.items() if test.outcome == SKIPPED]
     return f"part {', '.join(skipped)} was skipped, which proves nothing" if skipped else ""
 
