@@ -10,9 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vlm_ci.failures import ENDED, Failure, headline, identity, render, replay_command
+from vlm_ci.failures import ENDED, Failure, headline, identity, replay_command
 from vlm_ci.report import warmup
 from vlm_ci.report.escaping import cell, code, fenced, prose, table
+from vlm_ci.report.failures import text_of
 from vlm_ci.report.sections import KEPT, Section, joined
 from vlm_ci.traffic import drawing
 
@@ -183,7 +184,7 @@ def _cause(number: int, failure: Failure, runs: list[Run]) -> Iterator[Section]:
     if command:
         blocks += ["To run it again:", fenced(command, "sh")]
     yield Section(text="\n\n".join(blocks), rank=2, one="one cause", many="causes")
-    text = render(failure, out=run.out, geometry=run.geometry, replayable=run.replayable)
+    text = text_of(failure, out=run.out, geometry=run.geometry, replayable=run.replayable)
     yield Section(
         text=_details(f"Evidence of cause {number}", fenced(text)),
         rank=8,

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import msgspec
 from markupsafe import Markup
 
-from vlm_ci.failures import ENDED, headline, render
+from vlm_ci.failures import ENDED, headline
 from vlm_ci.picture import strip_svg
 from vlm_ci.report import warmup
+from vlm_ci.report.failures import text_of
 from vlm_ci.report.html import batches
 from vlm_ci.report.html.differences import Argument, arguments
 from vlm_ci.report.html.drawing import shorter
@@ -292,12 +293,9 @@ def _place(failure: Failure) -> tuple[str, ...]:
 
 
 def _text(record: FailureRecord, geometry: Geometry | None, out: str) -> str:
-    try:
-        loadable = bool(_replay(record))
-        text = render(record.failure, out=out, geometry=geometry, replayable=loadable)
-        return shorter(text, 2 * LONGEST_CODE)
-    except (KeyError, TypeError):  # its place is not as we write it
-        return headline(record.failure)
+    loadable = bool(_replay(record))
+    text = text_of(record.failure, out=out, geometry=geometry, replayable=loadable)
+    return shorter(text, 2 * LONGEST_CODE)
 
 
 def _replay(record: FailureRecord) -> str:
