@@ -66,3 +66,24 @@ def test_pytest_writes_such_a_file(pytester: pytest.Pytester, capsys):
     pytester.runpytest_subprocess("--junitxml=a.xml", "-p", "no:cacheprovider")
     assert main(["junit", "merge", "a.xml", "-o", "ALL.xml"]) == 1
     assert set(xml.cases(pytester.path / "ALL.xml")) == {"test_1", "interrupted session"}
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["alone", "xdist"])
+def test_a_shard_that_ended_in_its_collection_is_missing(
+    pytester: pytest.Pytester, monkeypatch, capsys, workers: tuple[str, ...]
+):
+    pytester.makepyfile(test_a="def test_1(): pass", test_b="def test_2(): pass")
+    pytester.makeconftest(
+        "import os, pytest\n"
+        "def pytest_collection_modifyitems():\n"
+        "    if 'ENDS' in os.environ: raise pytest.UsageError('no')\n"
+    )
+    options = ("-p", "no:cacheprovider", *workers)
+    for index in (1, 2, 3):  # nothing is left for the third, and that is no failure
+        pytester.runpytest_subprocess(f"--vlm-shard={index}/3", f"--junitxml={index}.xml", *options)
+    assert main(["junit", "merge", "1.xml", "2.xml", "3.xml", "-o", "ALL.xml"]) == 0
+    monkeypatch.setenv("ENDS", "1")
+    pytester.runpytest_subprocess("--vlm-shard=2/3", "--junitxml=2.xml", *options)
+    capsys.readouterr()
+    assert main(["junit", "merge", "1.xml", "2.xml", "3.xml", "-o", "ALL.xml"]) == 1
+    assert "missing shard  2/3" in capsys.readouterr().out
