@@ -17,7 +17,7 @@ import msgspec
 
 from vlm_ci.errors import UsageError
 from vlm_ci.evidence import FailureFile
-from vlm_ci.failures import Failure, identity, render
+from vlm_ci.failures import ENDED, Failure, identity, render
 from vlm_ci.picture import STRIP, strip_svg
 from vlm_ci.result import Result
 from vlm_ci.traffic.files import pretty
@@ -146,7 +146,7 @@ class ResultsFolder:
             kind="crash",
             cause="the process ended while it served this session",
             advice="replay it; if it ends the process again, the last batch is the one",
-            key="the process ended",
+            key=ENDED,
             traffic=session,
         )
         content = msgspec.structs.replace(self._evidence, failure=failure)

@@ -376,7 +376,9 @@ class Checker:
             )
         missed = [name for name, count in self.result.traffic.corners.items() if not count]
         if missed and not self.result.failures:
+            part = self.settings.part
+            tail = f" of part {part}; other parts may have reached them" if part else ""
             self.result.warnings.append(
                 f"{len(missed)} corners of the envelope were not reached by "
-                f"{self.result.traffic.examples} examples: {', '.join(missed)}"
+                f"{self.result.traffic.examples} examples{tail}: {', '.join(missed)}"
             )

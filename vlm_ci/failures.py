@@ -42,6 +42,10 @@ KINDS = (
 )
 
 
+# The key of a crash that ended its process: nobody is left to make its session smaller.
+ENDED = "the process ended"
+
+
 class Script(msgspec.Struct, frozen=True, kw_only=True):
     """A standalone repro. ``path`` is relative to the result file, empty where none could be
     written; ``reproduced`` says that it showed the cause in a fresh process."""
@@ -169,7 +173,10 @@ def render(
         lines.append(_line("line", failure.line))
     if failure.traffic is not None:
         count = len(failure.traffic.batches)
-        text = f"{count} batch{'es' if count > 1 else ''}, as small as it gets:"
+        size = (
+            "the session that was being served" if failure.key == ENDED else "as small as it gets"
+        )
+        text = f"{count} batch{'es' if count > 1 else ''}, {size}:"
         code = [repr(batch) for batch in failure.traffic.batches]
         lines += _block("traffic", [text, *code, *drawing.draw(failure.traffic, geometry)])
     lines += _block("advice", textwrap.wrap(failure.advice, 83))

@@ -11,12 +11,13 @@ import torch
 from toy import ENVELOPE, ToyTarget
 
 import vlm_ci as package
-from vlm_ci import evidence
+from vlm_ci import evidence, runner
 from vlm_ci.auditor import Auditor
 from vlm_ci.checker import CheckSettings
 from vlm_ci.errors import UsageError
 from vlm_ci.failures import identity
 from vlm_ci.result import Result
+from vlm_ci.settings import Settings
 from vlm_ci.traffic.spec import Image, Session, Text, batch
 from vlm_ci.warmup import Plan, named_plan
 
@@ -57,6 +58,29 @@ def test_a_healthy_target_has_no_causes():
     assert (result.audit.rounds, result.audit.extensions) == (1, 0)
     assert result.audit.extension_compiles == 0
     assert result.strict.batches > 30
+
+
+def test_each_shard_searches_its_part(tmp_path: Path):
+    def of(**given: str) -> Result:
+        out = tmp_path / (given.get("shard", "all").replace("/", "-"))
+        options = {"out": str(out), "examples": 25, "database": "none", **given}
+        target = ToyTarget()
+        try:
+            return runner.audit(Settings.from_mapping(options), target, repros=False)
+        finally:
+            target.close()
+
+    first, second, whole = of(shard="1/2"), of(shard="2/2"), of()
+    assert [one.part for one in (first, second, whole)] == ["1/2", "2/2", ""]
+    assert [one.shard for one in (first, second, whole)] == ["1/2", "2/2", ""]
+    assert [one.traffic.examples for one in (first, second, whole)] == [15, 10, 25]
+    served = first.traffic.batches + second.traffic.batches
+    assert served == whole.traffic.batches
+    counts = dict.fromkeys(whole.traffic.corners, 0)
+    for one in (first, second):
+        for name, count in one.traffic.corners.items():
+            counts[name] += count
+    assert counts == whole.traffic.corners
 
 
 def test_each_cause_is_reported_once_with_its_own_smallest_session():

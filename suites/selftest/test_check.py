@@ -11,6 +11,7 @@ import vlm_ci
 from vlm_ci.checker import Checker, CheckSettings, Silent, check
 from vlm_ci.errors import UsageError
 from vlm_ci.result import Result
+from vlm_ci.sharding import Shard
 from vlm_ci.targets.protocol import Stats
 from vlm_ci.traffic.spec import Batch, Image, Session, Text, batch
 from vlm_ci.warmup import Plan, named_plan
@@ -301,7 +302,20 @@ def test_an_interrupt_in_warm_up_ends_the_run():
 def test_corners_that_were_not_reached_are_named():
     result = run(ToyTarget(), examples=2)
     assert result.verdict == "clean"
-    assert "were not reached by 2 examples" in " ".join(result.warnings)
+    assert "were not reached by 2 examples: " in " ".join(result.warnings)
+
+
+def test_corners_that_a_part_did_not_reach_may_be_those_of_other_parts():
+    target = ToyTarget()
+    try:
+        plan = named_plan("default", ENVELOPE)
+        settings = CheckSettings(plan=plan, examples=11, part=Shard(2, 2))
+        checker = Checker(target, settings, Silent())
+        checker.run()
+    finally:
+        target.close()
+    said = "were not reached by 1 examples of part 2/2; other parts may have reached them: "
+    assert said in " ".join(checker.result.warnings)
 
 
 @pytest.mark.parametrize(

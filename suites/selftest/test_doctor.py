@@ -154,11 +154,29 @@ def test_optional_packages(versions):
     assert {name: found.status for name, found in shown.items()} == {
         "torchvision": "absent",
         "triton": "absent",
+        "vlm-ci[redis]": "ok",
+        "vlm-ci[bot]": "ok",
     }
     assert "pip install torchvision torch==2.13.0`" in shown["torchvision"].advice
     assert by_name(packages.optional(gpu=True))["triton"].status == "warning"
     versions(torchvision="0.28.0", triton="3.6.0")
     assert {found.status for found in packages.optional(gpu=True)} == {"ok"}
+
+
+def test_an_extra_that_is_not_whole_is_absent_with_the_command_to_install_it(versions):
+    versions(redis=None, httpx=None, hishel=None)
+    shown = by_name(packages.optional(gpu=False))
+    assert shown["vlm-ci[redis]"].status == shown["vlm-ci[bot]"].status == "absent"
+    assert shown["vlm-ci[bot]"].found == "only vlm-ci bot needs it; not installed: hishel, httpx"
+    assert shown["vlm-ci[bot]"].advice == f"`{sys.executable} -m pip install 'vlm-ci[bot]'`"
+
+
+def test_the_extras_are_those_of_the_project():
+    root = Path(__file__).resolve().parents[2]
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    for name, (wanted, _) in packages.EXTRAS.items():
+        listed = project["optional-dependencies"][name]
+        assert tuple(re.match(r"[\w.-]+", one)[0] for one in listed) == wanted
 
 
 def test_a_package_that_does_not_load_is_broken(versions):

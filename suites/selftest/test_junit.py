@@ -15,7 +15,7 @@ from junit_files import OOM, case, suite
 
 from vlm_ci.cli import main
 from vlm_ci.failures import KINDS
-from vlm_ci.junit import rules
+from vlm_ci.junit import identity, rules
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -185,6 +185,7 @@ def test_what_may_be_the_machines_may_be_retried(tool: Tool):
 CRASH = "worker 'gw0' crashed while running 'tests/test_a.py::test_x'"
 STATED = {
     "runner-lost": "The runner has received a shutdown signal.",
+    "interrupted": identity.STOPPED,
     "gpu-out-of-memory": OOM,
     "host-out-of-memory": "MemoryError: Unable to allocate 8 GiB",
     "disk-full": "OSError: [Errno 28] No space left on device",

@@ -120,9 +120,11 @@ def test_a_damaged_record_of_parts_is_one_message(tmp_path: Path, capsys, monkey
 
 
 def test_a_part_that_is_skipped_proves_nothing_and_an_expected_failure_stands(merge):
-    code, test, _ = merge(part(1), part(2, "skipped"), part(3))
+    code, test, out = merge(part(1), part(2, "skipped"), part(3))
     assert (code, xml.verdict(test)) == (0, "passed")
-    code, test, _ = merge(*(part(i, "skipped") for i in (1, 2, 3)))
+    assert "skipped part   tests/test_a.py::test_x: part 2/3 was skipped, which proves" in out
+    code, test, out = merge(*(part(i, "skipped") for i in (1, 2, 3)))
     assert (code, xml.verdict(test)) == (0, "skipped")
+    assert "skipped part" not in out
     code, test, _ = merge(part(1), part(2, "xfailed"), part(3))
     assert (code, xml.verdict(test)) == (0, "skipped")

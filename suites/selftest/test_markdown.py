@@ -265,3 +265,21 @@ def test_a_full_summary_is_left_alone(tmp_path: Path):
 def test_a_summary_that_cannot_be_written_is_said(tmp_path: Path):
     problem = actions.append_summary([Run(result=result(), out="out")], tmp_path)
     assert problem.startswith(f"cannot write the summary of the step to {tmp_path}: ")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"location": {"module": "layers.1"}},
+        {"location": {"request": 0, "token": 1, "modality": "text", "worst": "text"}},
+        {"call": ({"now": "1"},)},
+        {"kind": "baseline", "difference": ({"path": "graphs"},)},
+    ],
+)
+def test_a_record_that_is_not_as_we_write_it_is_told_by_its_cause(changes: dict[str, object]):
+    odd = failure(**changes)
+    text = markdown.report(
+        [Run(result=result(failures=[odd, failure(key="b", cause="b")]), out="out")]
+    )
+    assert text.count(odd.cause) == 2  # as a cause, and in place of its evidence
+    assert "Evidence of cause 2" in text

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from report_records import EVENTS, event, green, mismatch, on_disk, recompile, red
+from report_records import EVENTS, event, green, mismatch, on_disk, recompile, red, result
 
 from vlm_ci.cli import main
 from vlm_ci.errors import UsageError
-from vlm_ci.failures import Script
+from vlm_ci.failures import ENDED, Script, render
 from vlm_ci.report import pages, records
+from vlm_ci.report.records import RunRecord
 from vlm_ci.report.writing import write
+from vlm_ci.result import Growth, Synthesis, Traffic, Verification
 from vlm_ci.watch.events import Event, lines
 
 
@@ -231,3 +233,53 @@ def test_a_page_that_cannot_be_made_is_no_error(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("vlm_ci.report.html.page", fail)
     assert pages.keep([folder], folder) == "none: ZeroDivisionError: oops"
     assert pages.keep([tmp_path / "gone"], folder).startswith("none: there is no ")
+
+
+BOOKS = Synthesis(
+    status="bounded",
+    plan="plan.json",
+    batches=3,
+    graphs=7,
+    compiles=5,
+    curve=[Growth(examples=100, graphs=7, batches=3)],
+    verifications=[Verification(process=12, seeds=[1], examples=50, batches=99, held=True)],
+)
+
+
+@pytest.mark.parametrize(
+    ("books", "words"),
+    [
+        (BOOKS, "bounded: the plan holds"),
+        (
+            msgspec.structs.replace(BOOKS, status="unbounded", growing=["text length"]),
+            "unbounded: the number of graphs grows with the text length",
+        ),
+        (msgspec.structs.replace(BOOKS, status="unfinished"), "unfinished: no plan was found"),
+    ],
+)
+def test_a_warm_up_is_reported_as_one(tmp_path: Path, capsys, books: Synthesis, words: str):
+    made = result(command="warmup", test="", synthesis=books, traffic=Traffic())
+    on_disk(RunRecord(folder=tmp_path, result=made), tmp_path)
+    assert main(["report", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert f"verdict        {words}" in shown
+    assert "plan           3 batches, 7 graphs, 5 compiles" in shown
+    page, text = tmp_path / "page.html", tmp_path / "page.md"
+    assert main(["report", str(tmp_path), "--html", str(page), "--markdown", str(text)]) == 0
+    for written in (page.read_text(), text.read_text()):
+        assert words in written
+    assert "graphs after examples: 7 after 100" in page.read_text()
+    assert "### Warm-up plans" in text.read_text()
+    assert "50 examples in 61 batches" in text.read_text()
+
+
+def test_the_session_of_a_process_that_ended_is_not_called_small(tmp_path: Path):
+    ended = recompile(kind="crash", key=ENDED, cause="the process ended")
+    folder = on_disk(red(ended), tmp_path / "out")
+    assert "2 batches, the session that was being served:" in render(ended)
+    page, text = tmp_path / "page.html", tmp_path / "page.md"
+    assert main(["report", str(folder), "--html", str(page), "--markdown", str(text)]) == 0
+    for written in (page.read_text(), text.read_text()):
+        assert "smallest" not in written
+        assert "as small as it gets" not in written
+        assert "was being served" in written

@@ -66,10 +66,11 @@ def report(
         for line in actions.annotation_lines(runs):
             click.echo(line)
     if html is None and markdown is None and not annotations:
-        from vlm_ci.report.terminal import summary
+        from vlm_ci.report import terminal, warmup
 
         for run in runs:
-            text = "\n".join(summary(run.result, run.out)) + "\n"
+            told = terminal if run.result.synthesis is None else warmup
+            text = "\n".join(told.summary(run.result, run.out)) + "\n"
             click.echo(actions.for_log(text))
     for problem in found.problems:
         click.echo(f"vlm-ci: {problem}", err=True)

@@ -29,6 +29,11 @@ MINIMUM = {
     "junitparser": "5",
     "rich": "13.7",
 }
+# Extras of ours: what they install, and what needs it. A test compares them with pyproject.toml.
+EXTRAS = {
+    "redis": (("redis",), "--database redis://HOST:PORT/N"),
+    "bot": (("githubkit", "hishel", "httpx", "markdown-it-py"), "vlm-ci bot"),
+}
 
 
 def checks() -> list[Check]:
@@ -41,7 +46,7 @@ def checks() -> list[Check]:
 
 def optional(*, gpu: bool) -> list[Check]:
     """Check what some runs need. ``gpu`` says whether torch sees a GPU."""
-    return [_torchvision(), _triton(gpu)]
+    return [_torchvision(), _triton(gpu), *map(_extra, EXTRAS)]
 
 
 def installed(package: str) -> str | None:
@@ -153,6 +158,17 @@ def _torchvision() -> Check:
         "only the video processors of real checkpoints need it; the tiny models do not",
         f"for a real checkpoint: {install('torchvision', *pin)}",
     )
+
+
+def _extra(name: str) -> Check:
+    packages, user = EXTRAS[name]
+    known = {package: installed(package) for package in packages}
+    missing = [package for package, version in known.items() if version is None]
+    if not missing:
+        listed = ", ".join(f"{package} {version}" for package, version in known.items())
+        return _check(f"vlm-ci[{name}]", "ok", listed)
+    found = f"only {user} needs it; not installed: {', '.join(missing)}"
+    return _check(f"vlm-ci[{name}]", "absent", found, install(f"vlm-ci[{name}]"))
 
 
 def _triton(gpu: bool) -> Check:

@@ -82,6 +82,8 @@ def _unprintable(test: Test) -> str:
         return f"shard {test.case.name} has no file: run it again as a whole"
     if identity.is_internal(test.case):
         return "an internal error of pytest belongs to no test: run its shard again as a whole"
+    if identity.is_interruption(test.case):
+        return f"{test.case.name}: run it again as a whole"
     if len(test.nodeid.splitlines()) != 1:
         return f"the node id {test.nodeid!r} does not fit on a line"
     return ""

@@ -23,8 +23,7 @@ from junitparser import (
 )
 
 from vlm_ci.errors import UsageError
-from vlm_ci.junit import grouping
-from vlm_ci.junit.identity import legal
+from vlm_ci.junit import grouping, identity
 from vlm_ci.junit.records import (
     ATTEMPT,
     COMMIT,
@@ -191,6 +190,7 @@ def _read_suite(source: str, suite: Any, number: int | None) -> Suite:
     # A merged file states the numbers of several attempts; its cases then have their own.
     attempts = {grouping.number_of(value, source) for value in stated[ATTEMPT]} - {None}
     commits = stated[COMMIT]
+    shards = tuple(grouping.shard_of(v, source) for name, v in properties if name == SHARD)
     return Suite(
         source=source,
         name=suite.name or "",
@@ -198,15 +198,17 @@ def _read_suite(source: str, suite: Any, number: int | None) -> Suite:
         timestamp=grouping.moment(suite.timestamp),
         attempt=(attempts.pop() if len(attempts) == 1 else None) if attempts else number,
         commit=commits.pop() if len(commits) == 1 else "",
-        shards=tuple(grouping.shard_of(v, source) for name, v in properties if name == SHARD),
+        shards=shards,
         properties=properties,
         out=suite.system_out or "",
         err=suite.system_err or "",
-        cases=tuple(_read_case(source, case) for case in suite.iterchildren(_Case)),
+        cases=tuple(_read_case(case, shards) for case in suite.iterchildren(_Case)),
     )
 
 
-def _read_case(source: str, case: Any) -> Case:
+def _read_case(case: Any, shards: tuple[tuple[int, int], ...]) -> Case:
+    if case.name is None and case.classname is None and case.time is not None:
+        return identity.interruption(shards)
     if case.name is None:
         raise _Refusal("not a JUnit file: it has a <testcase> without a name")
     try:
@@ -228,14 +230,12 @@ def _read_case(source: str, case: Any) -> Case:
             skipped = XFAILED if entry.type == "pytest.xfail" else SKIPPED
         else:
             captured = True
-    outcome = PASSED
-    if problems:
-        outcome = FAILED if any(one.outcome == FAILED for one in problems) else ERROR
+    broken = FAILED if any(one.outcome == FAILED for one in problems) else ERROR
     return Case(
         name=case.name,
         classname=case.classname or "",
         file=case.file or "",
-        outcome=outcome if problems else skipped or PASSED,
+        outcome=broken if problems else skipped or PASSED,
         seconds=seconds,
         problems=tuple(problems),
         earlier=tuple(earlier),
@@ -323,7 +323,7 @@ def _count(holder: Any, tests: tuple[Test, ...] | list[Test]) -> None:
 def _write_case(test: Test, suite: MergedSuite, told: dict[str, set[str]]) -> Any:
     case = test.case.element
     if case is None:
-        case = _Case(legal(test.case.name), test.case.classname, test.case.seconds)
+        case = _Case(identity.legal(test.case.name), test.case.classname, test.case.seconds)
         if test.case.file:
             case.file = test.case.file
         if test.outcome in (SKIPPED, XFAILED):
@@ -380,7 +380,7 @@ def _write_properties(case: Any, test: Test, suite: MergedSuite, told: dict[str,
     kept = {(entry.name or "", entry.value or "") for entry in properties}
     for name, value in pairs:
         if (name, value) not in kept:
-            properties.add_property(Property(name, legal(value)))
+            properties.add_property(Property(name, identity.legal(value)))
 
 
 def _interim(problem: Problem, *, flaky: bool) -> Any:

@@ -61,6 +61,7 @@ def by_test(suites: Sequence[Suite]) -> dict[Key, list[Record]]:
             (file,) = others
         found[case.classname, case.name, file].append(_record(place, suite, case))
     _add_collected(found, suites)
+    _add_finished(found, suites)
     return dict(found)
 
 
@@ -173,6 +174,34 @@ def _add_collected(found: dict[Key, list[Record]], suites: Sequence[Suite]) -> N
             if any(_belongs(case.classname, key[1]) for case in suite.cases):
                 records.append(_record(place, suite, Case(name=key[1], file=key[2])))
         records.sort(key=lambda record: record.place)
+
+
+def _add_finished(found: dict[Key, list[Record]], suites: Sequence[Suite]) -> None:
+    """A session that was interrupted, and was run again as a whole: what came to its end is the
+    proof.
+
+    Only a later attempt by number counts, of the same shard, with all tests of the first and more:
+    a rerun of what failed leaves out what never ran.
+    """
+    for key, records in found.items():
+        stopped = [record for record in records if identity.is_interruption(record.case)]
+        numbers = [record.number for record in records if record.number is not None]
+        if not stopped or len(numbers) < len(records):
+            continue
+        shards = {shard for record in stopped for shard in record.suite.shards}
+        before = {test for record in stopped for test in _tests(record.suite)}
+        for place, suite in enumerate(suites):
+            if (suite.attempt or 0) <= max(numbers) or set(suite.shards) != shards:
+                continue
+            ended = not any(map(identity.is_interruption, suite.cases))
+            if ended and before < _tests(suite):
+                records.append(_record(place, suite, Case(name=key[1])))
+
+
+def _tests(suite: Suite) -> set[tuple[str, str]]:
+    return {
+        (case.classname, case.name) for case in suite.cases if not identity.is_interruption(case)
+    }
 
 
 def _belongs(classname: str, module: str) -> bool:

@@ -6,11 +6,10 @@ import re
 from typing import TYPE_CHECKING
 
 from vlm_ci.errors import UsageError
+from vlm_ci.junit.records import ERROR, Case, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from vlm_ci.junit.records import Case
+    from collections.abc import Callable, Iterable, Sequence
 
 # What XML cannot hold: pytest writes the code of such a character in its place.
 _ILLEGAL = re.compile(r"[^\t\n\r\x20-\x7e\x80-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -73,6 +72,23 @@ def is_collection(case: Case) -> bool:
 def is_internal(case: Case) -> bool:
     """Whether this is pytest's own internal error, which belongs to no test."""
     return (case.classname, case.name) == ("pytest", "internal")
+
+
+INTERRUPTED = "interrupted"  # the type of the error that stands for the rest of a session
+STOPPED = "the session was interrupted: a test was running, and those after it are in no file"
+
+
+def interruption(shards: Sequence[tuple[int, int]]) -> Case:
+    """Return the error that stands for the rest of a session that was interrupted, as by the
+    cancellation of its job: of the test that was running pytest writes a case without a name."""
+    where = "".join(f" of shard {index}/{count}" for index, count in shards[:1])
+    problem = Problem(outcome=ERROR, message=STOPPED, text=STOPPED, type=INTERRUPTED)
+    return Case(name=f"interrupted session{where}", outcome=ERROR, problems=(problem,))
+
+
+def is_interruption(case: Case) -> bool:
+    """Whether this stands for the rest of a session that was interrupted, not for a test."""
+    return not case.classname and any(one.type == INTERRUPTED for one in case.problems)
 
 
 def node_id(case: Case, is_file: Callable[[str], bool]) -> str:

@@ -143,6 +143,7 @@ def _joined(judged: dict[int, tuple[Test, int]], count: int, nodeid: str) -> tup
         rule=kept.rule if ruled else "",
         matched=kept.matched if ruled else "",
         parts=msgspec.json.encode(folded).decode(),
+        unproven=_unproven(tests, count) if outcome == PASSED else "",
         attempt=max((test.attempt for test in of_all if test.attempt), default=None),
     )
     return test, judged[stands][1]
@@ -166,6 +167,12 @@ def _case(tests: Iterable[Test], kept: Case, outcome: str) -> Case:
 def _absent(part: str, nodeid: str) -> Problem:
     text = f"missing: part {part} of {nodeid} is in no file"
     return Problem(outcome=ERROR, message=text, text=text, type=ABSENT)
+
+
+def _unproven(tests: dict[int, Test], count: int) -> str:
+    """Say which parts of a test were skipped: what they would have tried, nobody did."""
+    skipped = [f"{index}/{count}" for index, test in tests.items() if test.outcome == SKIPPED]
+    return f"part {', '.join(skipped)} was skipped, which proves nothing" if skipped else ""
 
 
 def _told(tests: dict[int, Test], count: int, field: str) -> str:

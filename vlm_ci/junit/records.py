@@ -90,7 +90,8 @@ class Test:
     """One test after the merge. ``case`` is the attempt that stands and ``problems`` its failures;
     ``earlier`` the failures of the others. ``rule`` names the rule of an infrastructure failure,
     ``matched`` what it matched. ``missing`` is "test" or "shard" for what is in no file; ``parts``
-    is what ``parts.py`` keeps of a test that was split over shards."""
+    is what ``parts.py`` keeps of a test that was split over shards, ``unproven`` which of its parts
+    were skipped although others ran."""
 
     __test__ = False  # not a test of pytest's
 
@@ -107,6 +108,7 @@ class Test:
     matched: str = ""
     missing: str = ""
     parts: str = ""
+    unproven: str = ""
     attempt: int | None = None
     commit: str = ""
     timestamp: datetime | None = None

@@ -18,6 +18,11 @@ RULES: tuple[tuple[str, str, str], ...] = (
         r"|runner (?:was )?lost\b|the operation was cancell?ed",
     ),
     (
+        "interrupted",
+        "the session was stopped, as when its job is cancelled",
+        r"^the session was interrupted: a test was running",
+    ),
+    (
         "gpu-out-of-memory",
         "the GPU had no memory left",
         r"(?:CUDA|HIP) out of memory|CUDA error: out of memory|torch\.(?:cuda\.)?OutOfMemoryError"

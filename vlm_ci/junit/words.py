@@ -36,6 +36,9 @@ def summary(merged: Merged, out: str) -> list[str]:
     lines += _block(
         "recovered", [f"{_name(test)}: {test.note}" for test in tests if test.recovered]
     )
+    lines += _block(
+        "skipped part", [f"{_name(test)}: {test.unproven}" for test in tests if test.unproven]
+    )
     if any(ASSUMED in test.flaky for test in tests):
         lines.append(_line("note", f"a file states its commit by the property {COMMIT}"))
     if merged.unexpected:
@@ -66,6 +69,8 @@ def notes(merged: Merged) -> list[TestNote]:
         elif test.flaky or test.recovered:
             sort = "flaky" if test.flaky else "recovered"
             found.append(TestNote(sort=sort, name=_name(test), text=test.flaky or test.note))
+        if test.unproven:
+            found.append(TestNote(sort="skipped part", name=_name(test), text=test.unproven))
     return found
 
 

@@ -104,12 +104,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Let the JUnit file state shard, commit and attempt."""
+    """Let the JUnit file state commit and attempt; the shard, once there are tests to run."""
     if is_configured(session.config):
         from vlm_ci.plugin import provenance
 
         pairs = provenance.of_session(session_of(session.config).settings)
-        provenance.state_of_suite(session.config, pairs)
+        provenance.state_of_suite(session.config, provenance.split(pairs)[1])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """Let the JUnit file state the shard: what ended before has run nothing of it, and is missing.
+
+    A controller of xdist begins this loop before its workers have collected: see
+    ``distribution.pytest_testnodedown``.
+    """
+    if is_configured(session.config) and not session.config.pluginmanager.has_plugin("dsession"):
+        from vlm_ci.plugin import provenance
+
+        provenance.state_shard(session.config, session_of(session.config).settings)
 
 
 def pytest_report_collectionfinish(config: pytest.Config, items: Sequence[pytest.Item]) -> str:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from xdist.scheduler import Scheduling
 
 CHOSEN = pytest.StashKey[bool]()  # somebody said how tests are distributed
+STATED = pytest.StashKey[bool]()  # on the controller: the JUnit file says which shard it is
+RAN = (0, 1, 5)  # exit codes of pytest: passed, failed, and there was nothing to run
 TARGETS = pytest.StashKey[dict[str, int]]()  # on the controller: the target of each node id
 
 
@@ -90,7 +92,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Schedul
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object) -> None:
     """Take what a worker met when it closed its target, or that it died."""
-    told = getattr(node, "workeroutput", {}).get("vlm_ci", {})
+    output = getattr(node, "workeroutput", {})
+    # A worker that ended in its collection says what it collected too: its exit status tells.
+    if output.get("exitstatus") in RAN:
+        _state_shard(node.config)
+    told = output.get("vlm_ci", {})
     if any(told.values()):
         session_of(node.config).hear(told)
     used = is_configured(node.config) or SESSION in node.config.stash
@@ -98,9 +104,19 @@ def pytest_testnodedown(node: Any, error: object) -> None:
         session_of(node.config).deaths[node.gateway.id] = str(error)
 
 
+def _state_shard(config: pytest.Config) -> None:
+    """Let the JUnit file state the shard, once: its tests, if it has any, were run."""
+    if is_configured(config) and not config.stash.get(STATED, False):
+        from vlm_ci.plugin import provenance
+
+        config.stash[STATED] = True
+        provenance.state_shard(config, session_of(config).settings)
+
+
 @pytest.hookimpl(trylast=True, optionalhook=True)
 def pytest_handlecrashitem(report: Any) -> None:
     """Say with the crash of a worker which session it was serving, if it served one."""
+    _state_shard(report.node.config)
     state = session_of(report.node.config)
     state.deaths.pop(report.node.gateway.id, None)
     report.longrepr = "\n\n".join([str(report.longrepr), *state.salvage(report)])

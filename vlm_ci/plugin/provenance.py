@@ -31,6 +31,17 @@ def of_session(settings: Settings) -> Pairs:
     return [(name, value) for name, value in pairs if value]
 
 
+def split(pairs: Pairs) -> tuple[Pairs, Pairs]:
+    """Return what says the shard, and the rest."""
+    shard = [pair for pair in pairs if pair[0] == SHARD]
+    return shard, [pair for pair in pairs if pair not in shard]
+
+
+def state_shard(config: pytest.Config, settings: Settings) -> None:
+    """Let the JUnit file of this session say which shard it is."""
+    state_of_suite(config, split(of_session(settings))[0])
+
+
 def of_part(part: Shard | None) -> Pairs:
     """Return what one test states beside that: which part of it this machine does."""
     return [(PART, str(part))] if part is not None else []

@@ -1,4 +1,4 @@
-"""The text of a red test. Pure: failures in, text out."""
+"""The text of failures, in a red test and in reports. Pure: failures in, text out."""
 
 from __future__ import annotations
 
@@ -27,3 +27,12 @@ def failure_text(
     others = len(failures) - 1
     first = f"{headline(failures[0])} (and {others} more cause{'s' if others > 1 else ''})"
     return "\n\n".join([first, *texts])
+
+
+def text_of(failure: Failure, *, out: str, geometry: Geometry | None, replayable: bool) -> str:
+    """Return a failure that was read back as text that stands alone; of one that is not as we write
+    it, its cause."""
+    try:
+        return render(failure, out=out, geometry=geometry, replayable=replayable)
+    except (KeyError, TypeError):  # what its place or its arguments hold is anybody's
+        return headline(failure)

@@ -10,8 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vlm_ci.failures import Failure, headline, identity, render, replay_command
+from vlm_ci.failures import ENDED, Failure, headline, identity, replay_command
+from vlm_ci.report import warmup
 from vlm_ci.report.escaping import cell, code, fenced, prose, table
+from vlm_ci.report.failures import text_of
 from vlm_ci.report.sections import KEPT, Section, joined
 from vlm_ci.traffic import drawing
 
@@ -28,6 +30,7 @@ MOST_ROWS = 200  # of one table
 
 # From worst to best; the report has the worst verdict of its runs.
 VERDICTS = ("failed", "vacuous", "interrupted", "incomplete", "clean")
+SMALLEST = "The smallest traffic that shows it"
 MARKS = {"clean": "✅", "interrupted": "⚠️", "incomplete": "⚠️"}
 BROKEN_TESTS = ("missing shard", "missing", "failed", "infrastructure")
 
@@ -48,8 +51,8 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TestNote:
-    """What a merged JUnit file says of one test: ``sort`` is one of ``BROKEN_TESTS``, "flaky" or
-    "recovered"."""
+    """What a merged JUnit file says of one test: ``sort`` is one of ``BROKEN_TESTS``, "flaky",
+    "recovered" or "skipped part"."""
 
     __test__ = False  # not a test of pytest's
 
@@ -71,6 +74,7 @@ def report(runs: Sequence[Run], *, tests: Sequence[TestNote] = (), most: int = M
     sections += [
         *_section(_tests(tests), 2, "the tests of the JUnit file"),
         *_section(_runs(runs), 1, "the table of runs"),
+        *_section(_plans(runs), 3, "the warm-up plans"),
         *_section(_baselines(runs), 3, "what changed from the baseline"),
         *_section(_tolerated(runs), 5, "what was tolerated"),
         *_section(_warnings(runs), 4, "the warnings"),
@@ -124,13 +128,19 @@ def _verdict(runs: Sequence[Run], causes: Sequence[Found], tests: Sequence[TestN
     results = [run.result for run in runs]
     if results:
         lines.append(
-            f"{_count(sum(one.traffic.examples for one in results), 'example')} in "
+            f"{_count(sum(map(_examples, results)), 'example')} in "
             f"{_count(sum(one.strict.batches for one in results), 'batch')}; "
             f"{_count(sum(one.warmup.compiles for one in results), 'compile')} in warm-up, "
             f"{sum(one.strict.compiles for one in results)} after it; "
             f"{_count(sum(one.strict.refusals for one in results), 'refused call')}."
         )
     return "\n\n".join(lines)
+
+
+def _examples(result: Result) -> int:
+    """Return how many examples a run served; a synthesis does so where it verifies its plan."""
+    proofs = result.synthesis.verifications if result.synthesis is not None else []
+    return result.traffic.examples + sum(proof.examples for proof in proofs[-1:])
 
 
 def _rank(verdict: str) -> int:
@@ -166,14 +176,15 @@ def _cause(number: int, failure: Failure, runs: list[Run]) -> Iterator[Section]:
     blocks += [f"{label}: {code(text)}" for label, text in places if text]
     if failure.traffic is not None:
         count = len(failure.traffic.batches)
-        blocks.append(f"The smallest traffic that shows it, {_count(count, 'batch')}:")
+        what = "The traffic that was being served" if failure.key == ENDED else SMALLEST
+        blocks.append(f"{what}, {_count(count, 'batch')}:")
         blocks.append(fenced("\n".join(map(repr, failure.traffic.batches)), "python"))
         blocks.append(fenced("\n".join(drawing.draw(failure.traffic, run.geometry))))
     command = replay_command(failure, run.out) if run.replayable else ""
     if command:
         blocks += ["To run it again:", fenced(command, "sh")]
     yield Section(text="\n\n".join(blocks), rank=2, one="one cause", many="causes")
-    text = render(failure, out=run.out, geometry=run.geometry, replayable=run.replayable)
+    text = text_of(failure, out=run.out, geometry=run.geometry, replayable=run.replayable)
     yield Section(
         text=_details(f"Evidence of cause {number}", fenced(text)),
         rank=8,
@@ -217,7 +228,7 @@ def _row(result: Result, out: str) -> tuple[str, ...]:
         cell(", ".join(filter(None, parts))),
         cell(result.shard),
         f"{cell(result.verdict)}{f' ({cell(found)})' if found else ''}",
-        str(result.traffic.examples),
+        str(_examples(result)),
         str(strict.batches),
         f"{warm.compiles}{' (reused)' if warm.reused else ''}",
         str(strict.compiles),
@@ -242,8 +253,27 @@ def _titled(title: str, heads: tuple[str, ...], rows: Sequence[tuple[str, ...]])
     return f"### {title}\n\n{table(heads, rows[:MOST_ROWS])}{more}"
 
 
+def _plans(runs: Sequence[Run]) -> str:
+    heads = ("run", "outcome", "batches", "graphs", "compiles", "verified with", "plan")
+    rows = []
+    for run in runs:
+        books = run.result.synthesis
+        if books is not None:
+            proofs = [proof for proof in books.verifications if proof.held]
+            rows.append(
+                (
+                    cell(_name(run.result)),
+                    cell(warmup.outcome(run.result, books)),
+                    *(str(count) for count in (books.batches, books.graphs, books.compiles)),
+                    _count(proofs[-1].examples, "example") if proofs else "–",
+                    cell(f"{run.out}/{books.plan}" if books.plan else ""),
+                )
+            )
+    return _titled("Warm-up plans", heads, rows)
+
+
 def _tests(tests: Sequence[TestNote]) -> str:
-    order = (*BROKEN_TESTS, "flaky", "recovered")
+    order = (*BROKEN_TESTS, "flaky", "recovered", "skipped part")
     known = sorted(tests, key=lambda note: order.index(note.sort) if note.sort in order else 0)
     rows = [(cell(note.sort), cell(note.name), cell(note.text)) for note in known]
     return _titled("Tests that need a look", ("what", "test", "why"), rows)

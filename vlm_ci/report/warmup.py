@@ -18,26 +18,32 @@ def summary(result: Result, out: str) -> list[str]:
     """Return the summary of a synthesis as lines of text."""
     books = result.synthesis
     assert books is not None
-    lines = [line("target", target_line(result)), line("plan", _plan(books, out))]
-    lines += _labelled("curve", _curve(books.curve))
-    lines += [line("pruned", _pruned(books))]
-    lines += _labelled("graphs", _uses(books.serves))
-    if books.graphs and not books.counted:
-        lines.append(line("graphs", "this target does not tell its graphs apart"))
-    lines += _labelled("sweep", [_sweep(sweep) for sweep in books.sweeps])
-    lines += _labelled("verified", [_verified(proof) for proof in books.verifications])
+    lines = [line("target", target_line(result))]
+    told = ""
+    for label, text in facts(books, out):
+        lines.append(line("" if label == told else label, text))
+        told = label
     lines += [line("warning", text) for text in result.warnings]
     for failure in result.failures:
         lines += [line("failure", headline(failure)), line("", f"advice: {failure.advice}")]
         if failure.traffic is not None:
             lines += [line("", repr(batch)) for batch in failure.traffic.batches]
         lines.append(line("evidence", f"{out}/{failure.path}"))
-    lines.append(line("verdict", f"{_verdict(result, books)} ({books.seconds:.1f} s)"))
+    lines.append(line("verdict", f"{outcome(result, books)} ({books.seconds:.1f} s)"))
     return lines
 
 
-def _labelled(label: str, texts: list[str]) -> list[str]:
-    return [line(label if index == 0 else "", text) for index, text in enumerate(texts)]
+def facts(books: Synthesis, out: str) -> list[tuple[str, str]]:
+    """Return what the books of a synthesis say, label and text."""
+    found = [("plan", _plan(books, out))]
+    found += [("curve", text) for text in _curve(books.curve)]
+    found += [("pruned", _pruned(books))]
+    found += [("graphs", text) for text in _uses(books.serves)]
+    if books.graphs and not books.counted:
+        found.append(("graphs", "this target does not tell its graphs apart"))
+    found += [("sweep", _sweep(sweep)) for sweep in books.sweeps]
+    found += [("verified", _verified(proof)) for proof in books.verifications]
+    return found
 
 
 def _plan(books: Synthesis, out: str) -> str:
@@ -105,7 +111,8 @@ def _verified(proof: Verification) -> str:
     )
 
 
-def _verdict(result: Result, books: Synthesis) -> str:
+def outcome(result: Result, books: Synthesis) -> str:
+    """Return in words how a synthesis ended."""
     if result.verdict == "interrupted":
         return "interrupted: the plan so far is kept, and was not verified"
     if books.status == "unbounded":
@@ -115,4 +122,6 @@ def _verdict(result: Result, books: Synthesis) -> str:
         return f"limit: {books.variants} variants are needed, the recompile limit is {books.limit}"
     if books.status == "not-held":
         return "not held: no plan was found that holds in a fresh process"
-    return "bounded: the plan holds"
+    if books.status == "bounded":
+        return "bounded: the plan holds"
+    return f"{books.status}: no plan was found to hold"

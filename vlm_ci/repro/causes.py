@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from vlm_ci.failures import ENDED
 from vlm_ci.watch.internals import parse_guards, short_path
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def difference(failure: Failure, returncode: int, output: str) -> str:
     Line numbers and sizes do not count. Of a refusal's guards one of those has to fail that tell
     the recorded cause (``telling``): a size that a shorter warm-up holds to be static does not.
     """
-    if returncode < 0 and failure.key == "the process ended":
+    if returncode < 0 and failure.key == ENDED:
         return ""
     if returncode == 0:
         return _last(output)

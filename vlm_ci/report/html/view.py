@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 import msgspec
 from markupsafe import Markup
 
-from vlm_ci.failures import headline, render
+from vlm_ci.failures import ENDED, headline
 from vlm_ci.picture import strip_svg
+from vlm_ci.report import warmup
+from vlm_ci.report.failures import text_of
 from vlm_ci.report.html import batches
 from vlm_ci.report.html.differences import Argument, arguments
 from vlm_ci.report.html.drawing import shorter
@@ -61,6 +63,7 @@ class FailureView:
     same: tuple[Argument, ...]
     guards: tuple[tuple[str, str], ...]
     more_guards: int
+    session_title: str
     batches: tuple[BatchView, ...]
     more_batches: int
     default_geometry: bool
@@ -151,6 +154,10 @@ def _run(run: RunRecord, name: str, room: _Room) -> RunView:
     ]
     hidden = ("target", "environment", "failure", "verdict", "warning", "tolerated")
     facts = [split(text) for text in summary(result)]
+    books = result.synthesis
+    if books is not None:
+        facts += warmup.facts(books, str(run.folder))
+        facts.append(("outcome", warmup.outcome(result, books)))
     return RunView(
         id=name,
         result=result,
@@ -216,6 +223,9 @@ def _failure(record: FailureRecord, name: str, room: _Room, out: str) -> Failure
             for index, guard in enumerate(failure.guards[:MOST_GUARDS])
         ),
         more_guards=max(len(failure.guards) - MOST_GUARDS, 0),
+        session_title="The session that was being served"
+        if failure.key == ENDED
+        else "The smallest session that shows it",
         batches=drawn,
         more_batches=len(served) - len(drawn),
         default_geometry=geometry is None,
@@ -283,12 +293,9 @@ def _place(failure: Failure) -> tuple[str, ...]:
 
 
 def _text(record: FailureRecord, geometry: Geometry | None, out: str) -> str:
-    try:
-        loadable = bool(_replay(record))
-        text = render(record.failure, out=out, geometry=geometry, replayable=loadable)
-        return shorter(text, 2 * LONGEST_CODE)
-    except (KeyError, TypeError):  # its place is not as we write it
-        return headline(record.failure)
+    loadable = bool(_replay(record))
+    text = text_of(record.failure, out=out, geometry=geometry, replayable=loadable)
+    return shorter(text, 2 * LONGEST_CODE)
 
 
 def _replay(record: FailureRecord) -> str:
