@@ -61,6 +61,21 @@ def test_it_has_recovered_when_its_shard_was_run_again_as_a_whole(merge):
     assert "flaky" not in out
 
 
+def test_a_process_that_died_while_it_served_a_session_is_the_product_s(merge):
+    died = "worker 'gw0' crashed while running 'tests/test_a.py::test_x'"
+    red = case("test_x", "error", message=died, vlm_ci_failures="crash")
+    green = case("test_x")
+    out = merge(suite(red))[2]
+    assert "failed         tests/test_a.py::test_x" in out
+    code, _, out = merge(suite(red), suite(green))
+    assert code == 0
+    assert "flaky          tests/test_a.py::test_x: failed on attempt 1" in out
+    starved = case("test_x", "error", message=xml.OOM, vlm_ci_failures="crash")
+    assert (
+        "infrastructure: gpu-out-of-memory on attempt 1" in merge(suite(starved), suite(green))[2]
+    )
+
+
 def test_pytest_writes_such_a_file(pytester: pytest.Pytester, capsys):
     pytester.makepyfile("def test_1(): pass\ndef test_2(): raise KeyboardInterrupt")
     pytester.runpytest_subprocess("--junitxml=a.xml", "-p", "no:cacheprovider")
@@ -87,3 +102,34 @@ def test_a_shard_that_ended_in_its_collection_is_missing(
     capsys.readouterr()
     assert main(["junit", "merge", "1.xml", "2.xml", "3.xml", "-o", "ALL.xml"]) == 1
     assert "missing shard  2/3" in capsys.readouterr().out
+
+
+def test_tests_that_a_session_did_not_come_to_are_missed(merge):
+    """A session that is stopped between two tests writes a file like any other."""
+    stopped = suite(case("test_1"), vlm_ci__shard="1/2", vlm_ci__attempt="1", vlm_ci__tests="3")
+    code, names, out = merge(stopped, OTHER)
+    assert (code, names) == (1, {"test_1", "test_4", NAME})
+    assert "the session ended early: 2 of its 3 tests are in no file" in out
+    assert "infrastructure" not in out
+    whole = [case(f"test_{number}") for number in (1, 2, 3)]
+    again = suite(*whole, vlm_ci__shard="1/2", vlm_ci__attempt="2", vlm_ci__tests="3")
+    assert merge(stopped, OTHER, again)[0] == 0
+    assert main(["junit", "merge", "ALL.xml", "-o", "again.xml"]) == 0  # of several shards
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["alone", "xdist"])
+def test_a_session_states_how_many_tests_it_set_out_to_run(
+    pytester: pytest.Pytester, capsys, workers: tuple[str, ...]
+):
+    pytester.makepyfile("def test_1(): pass\ndef test_2(): assert 0\ndef test_3(): pass")
+    options = ("--vlm-commit=abc", "--junitxml=a.xml", "-p", "no:cacheprovider", *workers)
+    pytester.runpytest_subprocess(*options)
+    assert main(["junit", "merge", "a.xml", "-o", "ALL.xml"]) == 1
+    assert "ended early" not in capsys.readouterr().out
+    assert 'name="vlm_ci.tests" value="3"' in (pytester.path / "a.xml").read_text()
+    pytester.runpytest_subprocess(*options, "-x", "-k", "test_2 or test_3")
+    assert main(["junit", "merge", "a.xml", "-o", "ALL.xml"]) == 1
+    early = "the session ended early: 1 of its 2 tests are in no file"
+    assert early in capsys.readouterr().out
+    pytester.runpytest_subprocess("--vlm-shard=1/1", "--collect-only", *options)
+    assert main(["junit", "merge", "--shards", "1", "a.xml", "-o", "ALL.xml"]) != 0

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from vlm_ci.errors import UsageError
 from vlm_ci.junit import identity
-from vlm_ci.junit.records import ATTEMPT, COMMIT, MISSING, PART, SHARD, TIMESTAMP, Case, Suite
+from vlm_ci.junit.records import (
+    ATTEMPT,
+    COMMIT,
+    MISSING,
+    PART,
+    SHARD,
+    TESTS,
+    TIMESTAMP,
+    Case,
+    Suite,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -34,6 +44,20 @@ class Record:
     commit: str
     shard: tuple[int, int] | None = None
     part: tuple[int, int] | None = None
+
+
+def with_unfinished(suite: Suite) -> Suite:
+    """Return a suite with the error that stands for tests which its session set out to run and
+    which it does not have: a session that is stopped between two tests, as by ``-x``, says nothing.
+    """
+    stated = [value for name, value in suite.properties if name == TESTS]
+    if len(stated) != 1 or not _decimal(stated[0]):
+        return suite
+    absent = int(stated[0]) - len(suite.cases)
+    if absent <= 0 or any(map(identity.is_interruption, suite.cases)):
+        return suite
+    text = f"the session ended early: {absent} of its {int(stated[0])} tests are in no file"
+    return replace(suite, cases=(*suite.cases, identity.interruption(suite.shards, text)))
 
 
 def by_test(suites: Sequence[Suite]) -> dict[Key, list[Record]]:

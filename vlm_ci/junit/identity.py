@@ -78,11 +78,11 @@ INTERRUPTED = "interrupted"  # the type of the error that stands for the rest of
 STOPPED = "the session was interrupted: a test was running, and those after it are in no file"
 
 
-def interruption(shards: Sequence[tuple[int, int]]) -> Case:
+def interruption(shards: Sequence[tuple[int, int]], text: str = STOPPED) -> Case:
     """Return the error that stands for the rest of a session that was interrupted, as by the
     cancellation of its job: of the test that was running pytest writes a case without a name."""
     where = "".join(f" of shard {index}/{count}" for index, count in shards[:1])
-    problem = Problem(outcome=ERROR, message=STOPPED, text=STOPPED, type=INTERRUPTED)
+    problem = Problem(outcome=ERROR, message=text, text=text, type=INTERRUPTED)
     return Case(name=f"interrupted session{where}", outcome=ERROR, problems=(problem,))
 
 

@@ -148,7 +148,7 @@ def _attempt(records: Sequence[Record], number: int | None, before: int) -> _Att
     if case.broken:
         kinds = ", ".join(value for name, value in case.properties if name == KINDS)
         verdicts = rules.verdicts(kinds)
-        rule, matched = ("", "") if verdicts else rules.infrastructure(case.problems)
+        rule, matched = ("", "") if verdicts else rules.infrastructure(case.problems, kinds=kinds)
     past: tuple[str, ...] = (case.outcome,)
     own = 1
     written = tuple(one.strip() for one in case.value(HISTORY).split(","))

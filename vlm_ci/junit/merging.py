@@ -14,6 +14,7 @@ from vlm_ci.junit.records import (
     MISSING,
     NODE_ID,
     SHARD,
+    TESTS,
     Case,
     Merged,
     MergedSuite,
@@ -45,6 +46,7 @@ def merge(
     Raises:
         UsageError: the suites disagree about the number of shards, or state something wrong.
     """
+    suites = [grouping.with_unfinished(suite) for suite in suites]
     count, present = grouping.shards(suites, shards)
     records = grouping.by_test(suites)
     names = _Names(expected or (), is_file)
@@ -138,7 +140,8 @@ def _absent(case: Case, nodeid: str, what: str) -> Test:
 def _suite(name: str, suites: Sequence[Suite], tests: Sequence[Test]) -> MergedSuite:
     starts = [suite.timestamp for suite in suites if suite.timestamp is not None]
     hosts = {suite.hostname for suite in suites}
-    properties = dict.fromkeys(pair for suite in suites for pair in suite.properties)
+    every = (pair for suite in suites for pair in suite.properties)
+    properties = dict.fromkeys(pair for pair in every if pair[0] != TESTS)
     return MergedSuite(
         name=name,
         hostname=hosts.pop() if len(hosts) == 1 else "",

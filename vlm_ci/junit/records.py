@@ -16,6 +16,7 @@ BROKEN = (FAILED, ERROR)
 ATTEMPT, COMMIT, SHARD = "vlm_ci.attempt", "vlm_ci.commit", "vlm_ci.shard"
 PART = "vlm_ci.part"  # "I/N": this case is one of N parts of its test
 TIMESTAMP = "vlm_ci.timestamp"
+TESTS = "vlm_ci.tests"  # of a suite alone: how many tests its session set out to run
 KINDS = "vlm_ci_failures"  # what the plugin found, see vlm_ci/report/properties.py
 # Properties that a merge writes on cases, and reads again where a merged file is merged further.
 HISTORY, FLAKY, NOTE = "vlm_ci.history", "vlm_ci.flaky", "vlm_ci.note"

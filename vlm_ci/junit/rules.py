@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vlm_ci.junit.records import Problem
 
+DIED = "worker-crashed"
 # name of the rule, what it means, what has to occur in the failure's own lines (see ``_lines``)
 RULES: tuple[tuple[str, str, str], ...] = (
     (
@@ -48,8 +49,8 @@ RULES: tuple[tuple[str, str, str], ...] = (
         r"|CUDA error: (?:system not yet initialized|initialization error|unknown error)",
     ),
     (
-        "worker-crashed",
-        "the process of a worker died",
+        DIED,
+        "the process of a worker died, not while it served a session",
         r"worker '[^']*' crashed while running|node down: Not properly terminated",
     ),
 )
@@ -69,12 +70,16 @@ def verdicts(kinds: str) -> tuple[str, ...]:
     return tuple(name for name in dict.fromkeys(names) if name and name not in RETRIABLE)
 
 
-def infrastructure(problems: tuple[Problem, ...]) -> tuple[str, str]:
+def infrastructure(problems: tuple[Problem, ...], *, kinds: str = "") -> tuple[str, str]:
     """Return the rule that says that these failures are the infrastructure's, and what it matched.
 
-    Two empty texts where one of the failures is the product's: a failed assertion always is.
+    Two empty texts where one of the failures is the product's: a failed assertion always is, and so
+    is a process that died while it served a session (``crash`` among the ``kinds``), unless what it
+    said matches another rule than that it died.
     """
     found = [_match(problem) for problem in problems]
+    if "crash" in (name.strip() for name in kinds.split(",")):
+        found = [("", "") if rule == DIED else (rule, hit) for rule, hit in found]
     return found[0] if found and all(rule for rule, _ in found) else ("", "")
 
 

@@ -29,6 +29,7 @@ from vlm_ci.plugin.distribution import (
     pytest_testnodedown,
     pytest_xdist_auto_num_workers,
     pytest_xdist_make_scheduler,
+    pytest_xdist_node_collection_finished,
     pytest_xdist_setupnodes,
 )
 from vlm_ci.plugin.fixtures import vlm_check, vlm_envelope, vlm_settings, vlm_target
@@ -44,6 +45,7 @@ __all__ = [
     "pytest_testnodedown",
     "pytest_xdist_auto_num_workers",
     "pytest_xdist_make_scheduler",
+    "pytest_xdist_node_collection_finished",
     "pytest_xdist_setupnodes",
     "vlm_check",
     "vlm_envelope",
@@ -119,10 +121,13 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     A controller of xdist begins this loop before its workers have collected: see
     ``distribution.pytest_testnodedown``.
     """
-    if is_configured(session.config) and not session.config.pluginmanager.has_plugin("dsession"):
+    controls = session.config.pluginmanager.has_plugin("dsession")
+    if is_configured(session.config) and not controls and not session.config.option.collectonly:
         from vlm_ci.plugin import provenance
 
-        provenance.state_shard(session.config, session_of(session.config).settings)
+        # Modules that could not be collected end the session here, and say it themselves.
+        tests = None if session.testsfailed else len(session.items)
+        provenance.state_shard(session.config, session_of(session.config).settings, tests)
 
 
 def pytest_report_collectionfinish(config: pytest.Config, items: Sequence[pytest.Item]) -> str:

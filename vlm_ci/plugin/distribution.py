@@ -14,13 +14,14 @@ import pytest
 from vlm_ci.plugin.configuration import SESSION, STARTED, is_configured, is_vlm, session_of
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Sequence
 
     from xdist.remote import Producer
     from xdist.scheduler import Scheduling
 
 CHOSEN = pytest.StashKey[bool]()  # somebody said how tests are distributed
 STATED = pytest.StashKey[bool]()  # on the controller: the JUnit file says which shard it is
+COLLECTED = pytest.StashKey[int]()  # on the controller: how many tests there are to run
 RAN = (0, 1, 5)  # exit codes of pytest: passed, failed, and there was nothing to run
 TARGETS = pytest.StashKey[dict[str, int]]()  # on the controller: the target of each node id
 
@@ -78,6 +79,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         channel.send({item.nodeid: item.stash[TARGET] for item in items})
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: Any, ids: Sequence[str]) -> None:
+    """Note how many tests a worker collected: all of them collect the same."""
+    node.config.stash[COLLECTED] = len(ids)
+
+
 @pytest.hookimpl(trylast=True, optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling | None:
     """Keep the tests of a target together where nobody chose a way of distribution."""
@@ -110,7 +117,8 @@ def _state_shard(config: pytest.Config) -> None:
         from vlm_ci.plugin import provenance
 
         config.stash[STATED] = True
-        provenance.state_shard(config, session_of(config).settings)
+        count = config.stash.get(COLLECTED, None)
+        provenance.state_shard(config, session_of(config).settings, count)
 
 
 @pytest.hookimpl(trylast=True, optionalhook=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vlm_ci.junit.records import ATTEMPT, COMMIT, PART, SHARD
+from vlm_ci.junit.records import ATTEMPT, COMMIT, PART, SHARD, TESTS
 from vlm_ci.plugin.splitting import PART as SPLIT
 from vlm_ci.settings import attempt
 
@@ -37,9 +37,10 @@ def split(pairs: Pairs) -> tuple[Pairs, Pairs]:
     return shard, [pair for pair in pairs if pair not in shard]
 
 
-def state_shard(config: pytest.Config, settings: Settings) -> None:
-    """Let the JUnit file of this session say which shard it is."""
-    state_of_suite(config, split(of_session(settings))[0])
+def state_shard(config: pytest.Config, settings: Settings, tests: int | None = None) -> None:
+    """Let the JUnit file of this session say which shard it is, and how many tests there are."""
+    counted = [(TESTS, str(tests))] if tests is not None else []
+    state_of_suite(config, split(of_session(settings))[0] + counted)
 
 
 def of_part(part: Shard | None) -> Pairs:
