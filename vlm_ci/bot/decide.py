@@ -78,6 +78,18 @@ def _decide(command: Command, event: Event, policy: Policy, facts: Facts) -> Dec
     return _label_and_rerun(command, policy, facts, why)
 
 
+def _unseen(command: Command, facts: Facts) -> list[str]:
+    """Return what is said where GitHub did not tell all about the head of a command that names
+    no commit."""
+    why = facts.pull_request.unseen
+    if command.sha or not why:
+        return []
+    return [
+        f"GitHub does not say when the head was pushed ({why}): only a forced push after the "
+        "comment, or one that has runs, would have been seen"
+    ]
+
+
 def _granted(command: Command, policy: Policy, facts: Facts, runner: str) -> str:
     """Return why somebody may use the command.
 
@@ -145,7 +157,7 @@ def _approval(facts: Facts) -> list[Step]:
 def _label_and_rerun(command: Command, policy: Policy, facts: Facts, why: str) -> Decision:
     steps: list[Step] = []
     skipped: list[Skipped] = []
-    notes: list[str] = []
+    notes = _unseen(command, facts)
     if command.name != commands.RERUN_FAILED:
         steps += _approval(facts)
         if policy.label in facts.pull_request.labels:
@@ -200,7 +212,8 @@ def _test(command: Command, event: Event, policy: Policy, facts: Facts, why: str
     if facts.ledger.spent >= budget.pull_request:
         raise _Denied(reruns.spent(policy))
     step = _dispatch(command, event, policy, facts, facts.pull_request.head_sha)
-    return Decision(verdict="allowed", reason=why, steps=(*_approval(facts), step))
+    notes = tuple(_unseen(command, facts))
+    return Decision(verdict="allowed", reason=why, steps=(*_approval(facts), step), notes=notes)
 
 
 def _dispatch(command: Command, event: Event, policy: Policy, facts: Facts, sha: str) -> Step:

@@ -25,6 +25,7 @@ from vlm_ci.bot.facts import (
     FAILED,
     HubError,
     PullRequest,
+    Push,
     Reaction,
     Refused,
     Run,
@@ -96,6 +97,22 @@ class Client:
         )
         times = [one.created_at for one in events if one.event == "head_ref_force_pushed"]
         return max((time for time in times if time is not None), default=None)
+
+    def pushes(self, branch: str) -> list[Push]:
+        """Return the newest changes of a branch of the repository, forced or not."""
+        method = self._rest.repos.list_activities
+        ref = f"refs/heads/{branch}"
+        try:
+            response = self._call(method, ref=ref, direction="desc", per_page=PAGE)
+        except RequestFailed as error:
+            status = error.response.status_code
+            if isinstance(error, RateLimitExceeded) or status >= 500:
+                raise _failure(error) from None
+            raise Refused(_said(error), status=status) from None
+        except GitHubException as error:
+            raise _failure(error) from None
+        found = _decode(response, list[answers.Activity])
+        return [Push(sha=one.after, at=one.timestamp) for one in found]
 
     def role(self, login: str) -> str:
         method = self._rest.repos.get_collaborator_permission_level

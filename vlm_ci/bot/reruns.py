@@ -55,8 +55,8 @@ def newest(facts: Facts) -> list[Run]:
 
 
 def moved_at(facts: Facts) -> datetime | None:
-    """Return when the head became what it is, as far as GitHub's own clock tells: dates in a commit
-    are whatever its author wrote."""
+    """Return when the head became what it is, as far as GitHub's own clock tells (its list of
+    pushes, the first run of the head): dates in a commit are whatever its author wrote."""
     times = [run.created_at for run in own(facts)]
     first = [min(times)] if times else []
     forced = facts.pull_request.moved_at
