@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,6 +69,7 @@ def run(
                 policy=local or _policy(hub),
                 hub=hub,
                 clock=_now,
+                sleep=time.sleep,
                 attempt=int(attempt),
                 server=environment.get("GITHUB_SERVER_URL", "https://github.com"),
             )
