@@ -156,3 +156,13 @@ def test_what_a_property_says_is_shown_as_code_and_costs_nothing(where: str, nam
     outside = re.sub(r"(?s)(`+)(?!`).*?(?<!`)\1(?!`)", "", says)
     assert "evil" not in outside
     assert tempfile.gettempdir() not in says
+
+
+def test_what_was_not_fetched_is_said():
+    packed = zipped({"a.xml": junit(FAIL.format("x"))})
+    archives = [("junit-1", packed), ("junit-2", None), ("junit-3", None)]
+    says = "2 artifacts more were not looked at: 256 MiB are read for one comment"
+    cause = artifacts.cause(archives)
+    assert cause.kind == "failed"
+    assert cause.says == f"1 test failed: `tests/test_a.py::test_x`; {says}"
+    assert artifacts.cause(archives[1:]).says == f"not read: {says}"

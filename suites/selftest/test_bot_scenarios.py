@@ -62,6 +62,11 @@ def test_scenario(path: Path, tmp_path: Path, waits: list[float], monkeypatch, c
         assert text not in shown
     for text in expect.get("error", []):
         assert text in err
+    asked = "\n".join(github.calls)
+    for text in expect.get("asked", []):
+        assert text in asked
+    for text in expect.get("not_asked", []):
+        assert text not in asked
     if "waits" in expect:
         assert len(waits) == len(expect["waits"])
         for wait, (low, high) in zip(waits, expect["waits"], strict=True):

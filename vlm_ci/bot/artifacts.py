@@ -16,6 +16,8 @@ import zlib
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from vlm_ci.bot.facts import Cause
 from vlm_ci.bot.words import code, printable
 from vlm_ci.errors import UsageError
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 MOST_ARCHIVES = 100  # of one run
 LARGEST_ARCHIVE = 64 * 2**20  # bytes, packed
+LARGEST_COMMENT = 256 * 2**20  # bytes, packed, of all runs that a comment asks about
 MOST_MEMBERS = 10_000  # of one archive
 MOST_FILES = 200  # JUnit files of one run
 LARGEST_FILE = 16 * 2**20  # bytes, unpacked
@@ -48,8 +51,23 @@ _BROKEN = (
 )
 
 
-def cause(archives: Sequence[tuple[str, bytes]]) -> Cause:
-    """Return why a run failed; ``archives`` are names and contents of its artifacts (zip)."""
+def cause(archives: Sequence[tuple[str, bytes | None]]) -> Cause:
+    """Return why a run failed; ``archives`` are names and contents of its artifacts (zip), None
+    where it was not fetched."""
+    read = [(name, packed) for name, packed in archives if packed is not None]
+    found = _cause_of(read)
+    if len(read) == len(archives):
+        return found
+    missing = len(archives) - len(read)
+    unread = (
+        f"{missing} artifact{'s' if missing > 1 else ''} more were not looked at: "
+        f"{LARGEST_COMMENT // 2**20} MiB are read for one comment"
+    )
+    says = f"{found.says}; {unread}" if found.says else f"not read: {unread}"
+    return msgspec.structs.replace(found, says=says)
+
+
+def _cause_of(archives: Sequence[tuple[str, bytes]]) -> Cause:
     suites, refused = _suites(archives)
     try:
         tests = [test for test in merging.merge(suites).tests if test.broken] if suites else []

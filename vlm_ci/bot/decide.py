@@ -59,20 +59,43 @@ def decide(command: Command, event: Event, policy: Policy, facts: Facts) -> Deci
         return Decision(verdict="denied", reason=str(denied))
 
 
+def permits(command: Command, event: Event, policy: Policy, facts: Facts) -> bool:
+    """Whether a command is one to be looked into: by somebody who may use it, on this head. For
+    this nothing has to be known of why runs failed."""
+    if command.help:
+        return False
+    try:
+        _permitted(command, event, policy, facts)
+    except _Denied:
+        return False
+    return True
+
+
+def _permitted(command: Command, event: Event, policy: Policy, facts: Facts) -> str:
+    """Return why a command may be used here and now.
+
+    Raises:
+        _Denied: it may not.
+    """
+    if facts.edited:
+        raise _Denied("the comment was edited before it was read: write a new one")
+    why = _granted(command, policy, facts, _runner(command, policy))
+    if command.name == commands.STATUS:
+        return why
+    if facts.pull_request.state != "open":
+        raise _Denied(f"the pull request is {facts.pull_request.state}")
+    _same_head(command, event, facts)
+    return why
+
+
 def _decide(command: Command, event: Event, policy: Policy, facts: Facts) -> Decision:
     if command.help:
         notes = (commands.FORMS[command.name].says, f"for: {wanted(policy, command.name)}")
         return Decision(verdict="answered", reason=commands.usage(command.name), notes=notes)
-    if facts.edited:
-        raise _Denied("the comment was edited before it was read: write a new one")
-    runner = _runner(command, policy)
-    why = _granted(command, policy, facts, runner)
+    why = _permitted(command, event, policy, facts)
     if command.name == commands.STATUS:
         lines = reruns.overview(facts)
         return Decision(verdict="answered", reason=f"the head is {_head(facts)}", notes=lines)
-    if facts.pull_request.state != "open":
-        raise _Denied(f"the pull request is {facts.pull_request.state}")
-    _same_head(command, event, facts)
     if command.name == commands.RERUN_TEST:
         return _test(command, event, policy, facts, why)
     return _label_and_rerun(command, policy, facts, why)

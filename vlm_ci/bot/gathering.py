@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from vlm_ci.bot import artifacts, commands, reruns
+from vlm_ci.bot.decide import permits
 from vlm_ci.bot.facts import Actor, Facts, Refused
 
 if TYPE_CHECKING:
@@ -54,9 +55,19 @@ def facts(
         ledger=ledger,
         edited=edited,
     )
-    if command.name not in LOOKING_AT_RUNS:
+    # Whoever is denied, or asks for nothing that needs it, makes the bot fetch nothing.
+    if command.name not in LOOKING_AT_RUNS or not permits(command, event, policy, found):
         return found
-    looked_at = {run.id: _look(run, hub, policy) for run in reruns.newest(found) if run.failed}
+    looked_at: dict[int, Run] = {}
+    left = artifacts.LARGEST_COMMENT
+    for run in reruns.newest(found):
+        if run.failed:
+            archives = hub.archives(run.id, policy.artifacts, left)
+            full = any(packed is None for _, packed in archives)
+            left = 0 if full else left - sum(len(packed or b"") for _, packed in archives)
+            looked_at[run.id] = msgspec.structs.replace(
+                run, failed_jobs=hub.failed_jobs(run.id), cause=artifacts.cause(archives)
+            )
     runs = tuple(looked_at.get(run.id, run) for run in found.runs)
     return msgspec.structs.replace(found, runs=runs)
 
@@ -78,12 +89,4 @@ def _dated(head: PullRequest, hub: Hub, now: datetime) -> PullRequest:
         head,
         moved_at=max([*times, *([forced] if forced else [])], default=None),
         unseen="" if times else "it lists none",
-    )
-
-
-def _look(run: Run, hub: Hub, policy: Policy) -> Run:
-    return msgspec.structs.replace(
-        run,
-        failed_jobs=hub.failed_jobs(run.id),
-        cause=artifacts.cause(hub.archives(run.id, policy.artifacts)),
     )
