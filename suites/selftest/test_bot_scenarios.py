@@ -76,7 +76,7 @@ def test_scenario(path: Path, tmp_path: Path, waits: list[float], monkeypatch, c
     for line in audit.splitlines():
         SCHEMA.validate(json.loads(line))
     decided = [json.loads(line)["verdict"] for line in audit.splitlines()]
-    assert decided or 4 in played.exits or 3 in played.exits, "no audit record"
+    assert decided or 3 in played.exits or expect.get("silent"), "no audit record"
     assert fake_github.TOKEN not in out + err + audit + "".join(statuses)
 
 

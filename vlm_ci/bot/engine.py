@@ -13,7 +13,7 @@ import msgspec
 
 from vlm_ci.bot import claims, comment, gathering, reruns
 from vlm_ci.bot.decide import continues, decide
-from vlm_ci.bot.entries import entry_of, ignored, misunderstood, reaction, record_of
+from vlm_ci.bot.entries import entry_of, ignored, misunderstood, reaction, record_of, undecided
 from vlm_ci.bot.facts import HubError, Refused, Unclear
 from vlm_ci.bot.ledger import (
     APPROVE,
@@ -82,6 +82,25 @@ class Engine:
             self.records.append(self._misunderstood(line, dry_run))
         if not dry_run:
             self.hub.react(self.event.comment, reaction(self.records))
+        return self.records
+
+    def without_policy(self, parsed: Parsed, why: str) -> list[Record]:
+        """Answer that nothing can be decided; what was begun before stays as it is.
+
+        Raises:
+            HubError: GitHub does not answer.
+        """
+        now = self.clock()
+        reason = claims.claim(self.event, self.hub, self.policy.bot, attempt=self.attempt, now=now)
+        if reason:
+            return [ignored(self.event, reason, now, dry_run=False)]
+        ledger = joined([ledger for _, ledger in self._statuses()])
+        for command in parsed.commands:
+            entry = undecided(self.event, command, why, now)
+            if ledger.find(*entry.key) is None:
+                self._save(entry)
+            self.records.append(record_of(self.event, entry, dry_run=False))
+        self.hub.react(self.event.comment, claims.CONFUSED)
         return self.records
 
     # -- one command -------------------------------------------------------------------------------
