@@ -160,6 +160,9 @@ def test_two_comments_at_once_share_one_budget(tmp_path: Path):
     assert len(made) == steps.count("done"), made
 
 
+STATUS = f"{comment.MARKER}\n<!-- vlm-ci-bot-state {{}} -->\n"
+
+
 class Held(FakeGitHub):
     """The first change of the status comment is on its way until somebody lets it in."""
 
@@ -183,7 +186,7 @@ class Held(FakeGitHub):
 
 def test_an_overwritten_entry_is_written_again_before_anything_is_done(tmp_path: Path, monkeypatch):
     """B reads, A writes and looks, B writes: neither has seen the other, until A looks again."""
-    ours = {"id": 3, "login": fake_github.BOT, "body": comment.MARKER}
+    ours = {"id": 3, "login": fake_github.BOT, "body": STATUS}
     policy = ["pull_request = 5", "pull_request = 1"]
     github, path = start(tmp_path, comments=[ours], policy=policy)
     event = json.loads(path.read_text())

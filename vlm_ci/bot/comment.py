@@ -40,7 +40,7 @@ def render(ledger: Ledger, repository: str, number: int, server: str) -> str:
     entries = list(ledger.entries)
     while True:
         before = ledger.before + sum(one.spent for one in ledger.entries) - _spent(entries)
-        kept = Ledger(entries=tuple(entries), before=before, approved=ledger.approved)
+        kept = msgspec.structs.replace(ledger, entries=tuple(entries), before=before)
         text = _render(kept, repository, number, server)
         if len(text) <= LONGEST or len(entries) <= 1:
             return text
@@ -57,9 +57,9 @@ def read(body: str) -> Ledger | None:
         return None
     _, found, rest = body.rpartition(_STATE)
     try:
-        return msgspec.json.decode(rest.partition(_END)[0], type=Ledger) if found else Ledger()
+        return msgspec.json.decode(rest.partition(_END)[0] if found else "", type=Ledger)
     except msgspec.DecodeError:  # somebody with the right to edit it did so
-        return Ledger()
+        return Ledger(lost=True)
 
 
 def _spent(entries: list[Entry]) -> int:

@@ -232,8 +232,8 @@ def _test(command: Command, event: Event, policy: Policy, facts: Facts, why: str
     budget = policy.budget
     if command.repeat > budget.repeat:
         raise _Denied(f"--repeat is at most {budget.repeat} by the policy, not {command.repeat}")
-    if facts.ledger.spent >= budget.pull_request:
-        raise _Denied(reruns.spent(policy))
+    if reruns.unspent(policy, facts.ledger) <= 0:
+        raise _Denied(reruns.spent(policy, facts.ledger))
     step = _dispatch(command, event, policy, facts, facts.pull_request.head_sha)
     notes = tuple(_unseen(command, facts))
     return Decision(verdict="allowed", reason=why, steps=(*_approval(facts), step), notes=notes)

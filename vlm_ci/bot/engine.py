@@ -184,14 +184,14 @@ class Engine:
         little. Too much is spent only where a change of the comment took longer than that pause.
         """
         ledger = joined([ledger for _, ledger in self._statuses()])
-        others = [one for one in ledger.entries if one.key != entry.key]
-        left = self.policy.budget.pull_request - ledger.before - sum(one.spent for one in others)
+        others = tuple(one for one in ledger.entries if one.key != entry.key)
+        left = reruns.unspent(self.policy, msgspec.structs.replace(ledger, entries=others))
         steps: list[Step] = []
         for step in entry.steps:
             if step.kind in SPENDING:
                 left -= 1
                 if left < 0:
-                    outcome = f"not done: {reruns.spent(self.policy)}"
+                    outcome = f"not done: {reruns.spent(self.policy, ledger)}"
                     step = msgspec.structs.replace(step, outcome=outcome)
             steps.append(step)
         return msgspec.structs.replace(entry, steps=tuple(steps))

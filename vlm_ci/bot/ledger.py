@@ -82,11 +82,13 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 class Ledger(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The state of a status comment. ``before`` counts what entries that were left out have spent;
-    ``approved`` are commits of a fork that somebody with the right to do so has named."""
+    ``approved`` are commits of a fork that somebody with the right to do so has named; ``lost``
+    says that an earlier state could not be read, so that nobody knows what was spent."""
 
     entries: tuple[Entry, ...] = ()
     before: int = 0
     approved: tuple[str, ...] = ()
+    lost: bool = False
 
     @property
     def spent(self) -> int:
@@ -108,6 +110,7 @@ def with_entry(ledger: Ledger, entry: Entry) -> Ledger:
         entries=tuple(kept),
         before=ledger.before + sum(one.spent for one in old),
         approved=tuple(dict.fromkeys([*ledger.approved, *approvals]))[-MOST:],
+        lost=ledger.lost,
     )
 
 
@@ -123,4 +126,5 @@ def joined(ledgers: list[Ledger]) -> Ledger:
         entries=tuple(sorted(entries.values(), key=lambda one: (one.at, one.key))),
         before=max(ledger.before for ledger in ledgers),
         approved=tuple(dict.fromkeys(sha for ledger in ledgers for sha in ledger.approved)),
+        lost=any(ledger.lost for ledger in ledgers),
     )
