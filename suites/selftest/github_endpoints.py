@@ -242,7 +242,7 @@ class Endpoints:
                 conclusion=None,
                 head_sha="b" * 40,
                 head_branch="main",
-                display_title=f"{inputs.get('request', '')} {inputs.get('nodeid', '')}",
+                display_title=f"GPU {inputs.get('nodeid', '')} {inputs.get('request', '')}",
             )
         )
         return 200, models.make(

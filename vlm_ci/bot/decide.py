@@ -235,8 +235,15 @@ def _test(command: Command, event: Event, policy: Policy, facts: Facts, why: str
     if reruns.unspent(policy, facts.ledger) <= 0:
         raise _Denied(reruns.spent(policy, facts.ledger))
     step = _dispatch(command, event, policy, facts, facts.pull_request.head_sha)
-    notes = tuple(_unseen(command, facts))
-    return Decision(verdict="allowed", reason=why, steps=(*_approval(facts), step), notes=notes)
+    notes = _unseen(command, facts)
+    if policy.label not in facts.pull_request.labels:
+        notes.append(
+            f"the pull request has no label {policy.label}: a gate that asks for it fails the "
+            "test; /tag-run-ci-label adds it"
+        )
+    return Decision(
+        verdict="allowed", reason=why, steps=(*_approval(facts), step), notes=tuple(notes)
+    )
 
 
 def _dispatch(command: Command, event: Event, policy: Policy, facts: Facts, sha: str) -> Step:
@@ -278,7 +285,9 @@ def _fits(
         return command.name == commands.RERUN_TEST and (
             msgspec.structs.replace(step, outcome="") == wanted
         )
-    return command.name in RERUNNING
+    if facts.pull_request.head_sha != entry.sha:  # then nothing is called any more
+        return command.name in RERUNNING
+    return command.name in RERUNNING and any(run.id == step.run for run in reruns.own(facts))
 
 
 def request(event: Event, command: Command) -> str:

@@ -236,7 +236,7 @@ class Engine:
         if step.kind == DISPATCH:
             runs = self.hub.dispatched(step.name, entry.at)
             wanted = step.inputs["request"]
-            return any(wanted in run.title.split() for run in runs)
+            return any(run.title.split()[-1:] == [wanted] for run in runs)  # before it: a node id
         return False
 
     # -- the status comment ------------------------------------------------------------------------
