@@ -36,6 +36,7 @@ MOST_MEMBERS = 10_000  # of one archive
 MOST_FILES = 200  # JUnit files of one run
 LARGEST_FILE = 16 * 2**20  # bytes, unpacked
 LARGEST_RUN = 64 * 2**20  # bytes of all its JUnit files
+MOST_TESTS = 20_000  # of one run: a few seconds' work
 SHOWN = 5
 _ATTEMPT = re.compile(r"(?<![a-z])attempt[-_]?(\d{1,3})(?!\d)", re.IGNORECASE)
 _PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what GitHub's own actions write
@@ -121,6 +122,7 @@ def _suites(archives: Sequence[tuple[str, bytes]]) -> tuple[list[Suite], list[st
     suites: list[Suite] = []
     refused: list[str] = []
     left = LARGEST_RUN
+    tests = MOST_TESTS
     count = 0
     if len(archives) > MOST_ARCHIVES:
         refused.append(f"there are more than {MOST_ARCHIVES} artifacts")
@@ -132,6 +134,13 @@ def _suites(archives: Sequence[tuple[str, bytes]]) -> tuple[list[Suite], list[st
                     left -= len(content)
                     if count > MOST_FILES:
                         raise _Unusable(f"a run has at most {MOST_FILES} JUnit files")
+                    # At least as many as there are: also in a comment, and in UTF-16.
+                    cases = content.replace(b"\0", b"").count(b"<testcase")
+                    if cases > tests:
+                        said = f"has {cases} tests, and of one run {MOST_TESTS} are read"
+                        refused.append(f"{code(name, 80)}: {code(member, 80)} {said}")
+                        continue
+                    tests -= cases
                     attempt = _ATTEMPT.search(PurePosixPath(member).stem) or _ATTEMPT.search(name)
                     stem = f"{count:03}" + (f"-attempt-{attempt[1]}" if attempt else "")
                     path = Path(folder, f"{stem}.xml")
