@@ -320,3 +320,16 @@ ROUTES = (
         "ReposOwnerRepoActionsWorkflowsWorkflowIdDispatchesPostBody",
     ),
 )
+
+# the method of githubkit's whose parameters an endpoint may be asked with; others take none
+QUERIES = {
+    "contents": "repos.get_content",
+    "timeline": "issues.list_events_for_timeline",
+    "activity": "repos.list_activities",
+    "runs": "actions.list_workflow_runs_for_repo",
+    "jobs": "actions.list_jobs_for_workflow_run",
+    "artifacts": "actions.list_workflow_run_artifacts",
+    "workflow_runs": "actions.list_workflow_runs",
+    "comments": "issues.list_comments",
+    "reactions": "reactions.list_for_issue_comment",
+}

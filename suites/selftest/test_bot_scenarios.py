@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import bot_worlds
 import fake_github
+import httpx
 import jsonschema
 import pytest
 from githubkit_schemas.latest import models
@@ -91,3 +92,14 @@ def test_every_scenario_says_what_it_is():
 def test_the_recorded_event_is_one_of_githubs():
     scenario = bot_worlds.load(bot_worlds.SCENARIOS[0])
     models.WebhookIssueCommentCreated.model_validate(bot_worlds.event(scenario, bot_worlds.now()))
+
+
+def test_the_fake_refuses_a_query_parameter_that_github_has_not():
+    world = fake_github.World(now=bot_worlds.now())
+    with fake_github.FakeGitHub(world).serving() as github:
+        place = f"{github.url}/repos/{fake_github.REPOSITORY}/activity?"
+        headers = {"User-Agent": "x"}
+        assert httpx.get(f"{place}ref=refs/heads/topic", headers=headers).status_code == 200
+        assert github.problems == []
+        assert httpx.get(f"{place}page=2", headers=headers).status_code == 422
+    assert "page" in github.problems[0]
