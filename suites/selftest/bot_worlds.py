@@ -13,7 +13,10 @@ from typing import Any
 import fake_github
 from fake_github import FakeGitHub, World
 
+from vlm_ci.bot import engine
 from vlm_ci.cli import main
+
+engine.SETTLE = 0.0  # nothing is under way here but what a test holds back
 
 FOLDER = Path(__file__).resolve().parents[2] / "fixtures" / "github"
 SCENARIOS = sorted((FOLDER / "scenarios").glob("*.json"))

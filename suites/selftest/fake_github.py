@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import github_models as models
-from github_endpoints import ROUTES, Endpoints
+from github_endpoints import QUERIES, ROUTES, Endpoints
 from github_world import BOT, HEAD, REPOSITORY, TOKEN, Answer, Page, World, run, zipped
 
 __all__ = ["BOT", "HEAD", "REPOSITORY", "TOKEN", "FakeGitHub", "World", "run", "zipped"]
@@ -167,6 +167,8 @@ class FakeGitHub(Endpoints):
             if verb != method or found is None:
                 continue
             self.calls.append(f"{method} {inside}")
+            unknown = set(query) - (models.parameters(QUERIES[name]) if name in QUERIES else set())
+            assert not unknown, f"unknown query parameters: {sorted(unknown)}"
             body = models.request(request, raw) if request else None
             if method != "GET":
                 self.changes.append((method, inside, json.loads(raw) if raw else None))

@@ -63,6 +63,24 @@ class Endpoints:
         ]
         return Page(events, query, self.world.page)
 
+    def _activity(self, *, query: Any, body: Any) -> Any:
+        world = self.world
+        pushes = [[world.head_sha, -120]] if world.pushes is None else world.pushes
+        ref = f"refs/heads/{world.head_branch}"
+        newest_first = sorted(pushes, key=lambda push: push[1], reverse=True)
+        return [
+            models.make(
+                "Activity",
+                ref=ref,
+                after=sha,
+                timestamp=world.at(minutes),
+                activity_type="push",
+                actor={"login": world.author},
+            )
+            for sha, minutes in newest_first
+            if query.get("ref") == ref
+        ][: int(query.get("per_page", 30))]
+
     def _permission(self, login: str, *, query: Any, body: Any) -> Any:
         role = self.world.roles.get(login, "read")
         legacy = {"maintain": "write", "triage": "read"}.get(role, role)
@@ -224,7 +242,7 @@ class Endpoints:
                 conclusion=None,
                 head_sha="b" * 40,
                 head_branch="main",
-                display_title=f"{inputs.get('request', '')} {inputs.get('nodeid', '')}",
+                display_title=f"GPU {inputs.get('nodeid', '')} {inputs.get('request', '')}",
             )
         )
         return 200, models.make(
@@ -252,6 +270,7 @@ ROUTES = (
     ("GET", r"/issues/comments/(\d+)", "get_comment", ""),
     ("GET", r"/pulls/(\d+)", "pull", ""),
     ("GET", r"/issues/(\d+)/timeline", "timeline", ""),
+    ("GET", r"/activity", "activity", ""),
     ("GET", r"/collaborators/([\w-]+)/permission", "permission", ""),
     ("GET", r"/orgs/([\w-]+)/teams/([\w-]+)/memberships/([\w-]+)", "membership", ""),
     ("GET", r"/actions/runs", "runs", ""),
@@ -301,3 +320,16 @@ ROUTES = (
         "ReposOwnerRepoActionsWorkflowsWorkflowIdDispatchesPostBody",
     ),
 )
+
+# the method of githubkit's whose parameters an endpoint may be asked with; others take none
+QUERIES = {
+    "contents": "repos.get_content",
+    "timeline": "issues.list_events_for_timeline",
+    "activity": "repos.list_activities",
+    "runs": "actions.list_workflow_runs_for_repo",
+    "jobs": "actions.list_jobs_for_workflow_run",
+    "artifacts": "actions.list_workflow_run_artifacts",
+    "workflow_runs": "actions.list_workflow_runs",
+    "comments": "issues.list_comments",
+    "reactions": "reactions.list_for_issue_comment",
+}

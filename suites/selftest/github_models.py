@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import types
 from datetime import datetime
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin
 
+from githubkit import GitHub
 from githubkit_schemas.latest import models
 from pydantic import BaseModel, TypeAdapter
 
@@ -29,6 +31,16 @@ def request(name: str, raw: bytes) -> Any:
     unknown = set(model.model_validate_json(raw or b"{}").model_extra or ())
     assert not unknown, f"{name} has no {unknown}"
     return body
+
+
+@cache
+def parameters(method: str) -> set[str]:
+    """Return the names that a method of githubkit's, such as ``repos.get``, can send."""
+    client = GitHub()  # its methods need it to live on
+    found: Any = client.rest
+    for part in method.split("."):
+        found = getattr(found, part)
+    return {name.rstrip("_") for name in inspect.signature(found).parameters}
 
 
 def error(message: str, status: int) -> dict[str, Any]:

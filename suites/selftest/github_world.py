@@ -46,6 +46,8 @@ class World:
     comments: list[dict[str, Any]] = field(default_factory=list)
     reactions: list[dict[str, Any]] = field(default_factory=list)
     forced: list[float] = field(default_factory=list)
+    # of the head's branch: [commit, minutes]; None is one of the head, long ago
+    pushes: list[list[Any]] | None = None
     approvals: list[str] = field(default_factory=list)
     faults: list[dict[str, Any]] = field(default_factory=list)
     page: int = 100

@@ -156,3 +156,26 @@ def test_what_a_property_says_is_shown_as_code_and_costs_nothing(where: str, nam
     outside = re.sub(r"(?s)(`+)(?!`).*?(?<!`)\1(?!`)", "", says)
     assert "evil" not in outside
     assert tempfile.gettempdir() not in says
+
+
+def test_what_was_not_fetched_is_said():
+    packed = zipped({"a.xml": junit(FAIL.format("x"))})
+    archives = [("junit-1", packed), ("junit-2", None), ("junit-3", None)]
+    says = "2 artifacts more were not looked at: 256 MiB are read for one comment"
+    cause = artifacts.cause(archives)
+    assert cause.kind == "failed"
+    assert cause.says == f"1 test failed: `tests/test_a.py::test_x`; {says}"
+    assert artifacts.cause(archives[1:]).says == f"not read: {says}"
+
+
+def test_a_file_of_very_many_failures_is_read_up_to_a_number(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(artifacts, "MOST_TESTS", 3)
+    cases = "".join(CASE.format(name=f"t{i}", inside=FAIL.format("x")) for i in range(5))
+    text = f'<testsuites><testsuite name="pytest">{cases}</testsuite></testsuites>'
+    cause = artifacts.cause([("junit-1", zipped({"a.xml": text}))])
+    assert cause.kind == "unknown"
+    assert "has 5 tests, and of one run 3 are read" in cause.says
+    one = zipped({"a.xml": junit(FAIL.format("x"))})
+    few = artifacts.cause([("junit-1", one), ("junit-2", zipped({"b.xml": text}))])
+    assert few.kind == "failed"
+    assert "1 test failed" in few.says

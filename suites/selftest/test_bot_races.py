@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import bot_worlds
 import fake_github
@@ -157,3 +158,65 @@ def test_two_comments_at_once_share_one_budget(tmp_path: Path):
     assert steps.count("done") <= 1, steps
     made = bot_worlds.commands_only(github.changes)
     assert len(made) == steps.count("done"), made
+
+
+STATUS = f"{comment.MARKER}\n<!-- vlm-ci-bot-state {{}} -->\n"
+
+
+class Held(FakeGitHub):
+    """The first change of the status comment is on its way until somebody lets it in."""
+
+    def __init__(self, *given: object) -> None:
+        super().__init__(*given)
+        self.sent, self.let, self.written = (threading.Event() for _ in range(3))
+
+    def _fault(self, method: str, path: str) -> object:
+        if method == "PATCH" and not self.sent.is_set():
+            self.sent.set()
+            assert self.let.wait(timeout=60)
+            threading.current_thread().name = "held"
+        return super()._fault(method, path)
+
+    def _patch_comment(self, number: str, *, query: object, body: object) -> object:
+        answer = super()._patch_comment(number, query=query, body=body)
+        if threading.current_thread().name == "held":
+            self.written.set()
+        return answer
+
+
+def test_an_overwritten_entry_is_written_again_before_anything_is_done(tmp_path: Path, monkeypatch):
+    """B reads, A writes and looks, B writes: neither has seen the other, until A looks again."""
+    ours = {"id": 3, "login": fake_github.BOT, "body": STATUS}
+    policy = ["pull_request = 5", "pull_request = 1"]
+    github, path = start(tmp_path, comments=[ours], policy=policy)
+    event = json.loads(path.read_text())
+    event["comment"] |= {"id": 51, "body": "/rerun-test tests/a.py::test_x"}
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(event))
+    github.world.comments.append({"id": 51, "login": "alice", "body": event["comment"]["body"]})
+    waits: list[float] = []
+    first = threading.current_thread()
+
+    def sleep(seconds: float) -> None:
+        if threading.current_thread() is first:
+            waits.append(seconds)
+            held.let.set()
+            assert held.written.wait(timeout=60)
+
+    monkeypatch.setattr("vlm_ci.bot.job.time", SimpleNamespace(sleep=sleep), raising=False)
+    later: list[object] = []
+    with Held(github.world).serving() as held:
+        second = threading.Thread(target=lambda: later.append(handle(held, other)))
+        second.start()
+        assert held.sent.wait(timeout=60)
+        outcome = handle(held, path)
+        held.let.set()
+        second.join(timeout=60)
+    assert held.problems == []
+    made = bot_worlds.commands_only(held.changes)
+    assert len(made) <= 1, made
+    assert len(waits) == 2, "it starts over where its entry is gone"
+    mine = next(one["body"] for one in held.world.comments if one["login"] == fake_github.BOT)
+    assert {entry.key for entry in comment.read(mine).entries} == {(50, 1), (51, 1)}
+    steps = [step for one in (outcome, *later) for record in one[0] for step in record.steps]
+    assert sum(step.outcome == "done" for step in steps) == len(made)

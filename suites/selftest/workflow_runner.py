@@ -165,6 +165,9 @@ class Job:
     def _action(self, uses: str, given: dict[str, str], contexts: Mapping[str, Any]) -> Outcome:
         if uses.startswith("./"):
             return self._composite(self.workspace / uses, given, contexts)
+        if uses.startswith("OWNER/vlm_ci/"):  # as an engine's repository names ours
+            place = uses.removeprefix("OWNER/vlm_ci/").partition("@")[0]
+            return self._composite(self.github.repository / place, given, contexts)
         known: dict[str, Callable[[dict[str, str]], Outcome]] = {
             "actions/checkout": self._checkout,
             "actions/setup-python": lambda given: Outcome(),
@@ -267,7 +270,8 @@ def inputs_of(workflow: Mapping[str, Any], trigger: str, given: Mapping[str, Any
     # A field of another trigger is null; one of no trigger is an error of the workflow.
     values: dict[str, Any] = {name: None for one in declared.values() for name in one}
     for name, one in declared[trigger].items():
-        values[name] = CONVERT.get(one["type"], str)(str(given.get(name, one["default"])))
+        value = given[name] if name in given else one["default"]  # what is required has none
+        values[name] = CONVERT.get(one["type"], str)(str(value))
     return values  # type: ignore[return-value]
 
 

@@ -109,6 +109,11 @@ class Happening(msgspec.Struct):
     created_at: datetime | None = None
 
 
+class Activity(msgspec.Struct):
+    after: str
+    timestamp: datetime
+
+
 class Repository(msgspec.Struct):
     default_branch: str
 

@@ -16,6 +16,8 @@ import zlib
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from vlm_ci.bot.facts import Cause
 from vlm_ci.bot.words import code, printable
 from vlm_ci.errors import UsageError
@@ -29,10 +31,12 @@ if TYPE_CHECKING:
 
 MOST_ARCHIVES = 100  # of one run
 LARGEST_ARCHIVE = 64 * 2**20  # bytes, packed
+LARGEST_COMMENT = 256 * 2**20  # bytes, packed, of all runs that a comment asks about
 MOST_MEMBERS = 10_000  # of one archive
 MOST_FILES = 200  # JUnit files of one run
 LARGEST_FILE = 16 * 2**20  # bytes, unpacked
 LARGEST_RUN = 64 * 2**20  # bytes of all its JUnit files
+MOST_TESTS = 20_000  # of one run: a few seconds' work
 SHOWN = 5
 _ATTEMPT = re.compile(r"(?<![a-z])attempt[-_]?(\d{1,3})(?!\d)", re.IGNORECASE)
 _PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what GitHub's own actions write
@@ -48,8 +52,23 @@ _BROKEN = (
 )
 
 
-def cause(archives: Sequence[tuple[str, bytes]]) -> Cause:
-    """Return why a run failed; ``archives`` are names and contents of its artifacts (zip)."""
+def cause(archives: Sequence[tuple[str, bytes | None]]) -> Cause:
+    """Return why a run failed; ``archives`` are names and contents of its artifacts (zip), None
+    where it was not fetched."""
+    read = [(name, packed) for name, packed in archives if packed is not None]
+    found = _cause_of(read)
+    if len(read) == len(archives):
+        return found
+    missing = len(archives) - len(read)
+    unread = (
+        f"{missing} artifact{'s' if missing > 1 else ''} more were not looked at: "
+        f"{LARGEST_COMMENT // 2**20} MiB are read for one comment"
+    )
+    says = f"{found.says}; {unread}" if found.says else f"not read: {unread}"
+    return msgspec.structs.replace(found, says=says)
+
+
+def _cause_of(archives: Sequence[tuple[str, bytes]]) -> Cause:
     suites, refused = _suites(archives)
     try:
         tests = [test for test in merging.merge(suites).tests if test.broken] if suites else []
@@ -103,6 +122,7 @@ def _suites(archives: Sequence[tuple[str, bytes]]) -> tuple[list[Suite], list[st
     suites: list[Suite] = []
     refused: list[str] = []
     left = LARGEST_RUN
+    tests = MOST_TESTS
     count = 0
     if len(archives) > MOST_ARCHIVES:
         refused.append(f"there are more than {MOST_ARCHIVES} artifacts")
@@ -114,6 +134,13 @@ def _suites(archives: Sequence[tuple[str, bytes]]) -> tuple[list[Suite], list[st
                     left -= len(content)
                     if count > MOST_FILES:
                         raise _Unusable(f"a run has at most {MOST_FILES} JUnit files")
+                    # At least as many as there are: also in a comment, and in UTF-16.
+                    cases = content.replace(b"\0", b"").count(b"<testcase")
+                    if cases > tests:
+                        said = f"has {cases} tests, and of one run {MOST_TESTS} are read"
+                        refused.append(f"{code(name, 80)}: {code(member, 80)} {said}")
+                        continue
+                    tests -= cases
                     attempt = _ATTEMPT.search(PurePosixPath(member).stem) or _ATTEMPT.search(name)
                     stem = f"{count:03}" + (f"-attempt-{attempt[1]}" if attempt else "")
                     path = Path(folder, f"{stem}.xml")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from vlm_ci.bot.ledger import DONE, Entry, Ledger, Step
+from vlm_ci.bot.ledger import DONE, Entry, Ledger, Step, without_oldest
 from vlm_ci.bot.words import code
 
 if TYPE_CHECKING:
@@ -37,14 +37,11 @@ _TO_COME = {
 
 def render(ledger: Ledger, repository: str, number: int, server: str) -> str:
     """Return the status comment; the oldest entries are left out where it would be too long."""
-    entries = list(ledger.entries)
     while True:
-        before = ledger.before + sum(one.spent for one in ledger.entries) - _spent(entries)
-        kept = Ledger(entries=tuple(entries), before=before, approved=ledger.approved)
-        text = _render(kept, repository, number, server)
-        if len(text) <= LONGEST or len(entries) <= 1:
+        text = _render(ledger, repository, number, server)
+        if len(text) <= LONGEST or len(ledger.entries) <= 1:
             return text
-        del entries[0]
+        ledger = without_oldest(ledger, 1)
 
 
 def read(body: str) -> Ledger | None:
@@ -57,13 +54,9 @@ def read(body: str) -> Ledger | None:
         return None
     _, found, rest = body.rpartition(_STATE)
     try:
-        return msgspec.json.decode(rest.partition(_END)[0], type=Ledger) if found else Ledger()
+        return msgspec.json.decode(rest.partition(_END)[0] if found else "", type=Ledger)
     except msgspec.DecodeError:  # somebody with the right to edit it did so
-        return Ledger()
-
-
-def _spent(entries: list[Entry]) -> int:
-    return sum(entry.spent for entry in entries)
+        return Ledger(lost=True)
 
 
 def _render(ledger: Ledger, repository: str, number: int, server: str) -> str:

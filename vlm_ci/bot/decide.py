@@ -59,23 +59,58 @@ def decide(command: Command, event: Event, policy: Policy, facts: Facts) -> Deci
         return Decision(verdict="denied", reason=str(denied))
 
 
+def permits(command: Command, event: Event, policy: Policy, facts: Facts) -> bool:
+    """Whether a command is one to be looked into: by somebody who may use it, on this head. For
+    this nothing has to be known of why runs failed."""
+    if command.help:
+        return False
+    try:
+        _permitted(command, event, policy, facts)
+    except _Denied:
+        return False
+    return True
+
+
+def _permitted(command: Command, event: Event, policy: Policy, facts: Facts) -> str:
+    """Return why a command may be used here and now.
+
+    Raises:
+        _Denied: it may not.
+    """
+    if facts.edited:
+        raise _Denied("the comment was edited before it was read: write a new one")
+    why = _granted(command, policy, facts, _runner(command, policy))
+    if command.name == commands.STATUS:
+        return why
+    if facts.pull_request.state != "open":
+        raise _Denied(f"the pull request is {facts.pull_request.state}")
+    _same_head(command, event, facts)
+    return why
+
+
 def _decide(command: Command, event: Event, policy: Policy, facts: Facts) -> Decision:
     if command.help:
         notes = (commands.FORMS[command.name].says, f"for: {wanted(policy, command.name)}")
         return Decision(verdict="answered", reason=commands.usage(command.name), notes=notes)
-    if facts.edited:
-        raise _Denied("the comment was edited before it was read: write a new one")
-    runner = _runner(command, policy)
-    why = _granted(command, policy, facts, runner)
+    why = _permitted(command, event, policy, facts)
     if command.name == commands.STATUS:
         lines = reruns.overview(facts)
         return Decision(verdict="answered", reason=f"the head is {_head(facts)}", notes=lines)
-    if facts.pull_request.state != "open":
-        raise _Denied(f"the pull request is {facts.pull_request.state}")
-    _same_head(command, event, facts)
     if command.name == commands.RERUN_TEST:
         return _test(command, event, policy, facts, why)
     return _label_and_rerun(command, policy, facts, why)
+
+
+def _unseen(command: Command, facts: Facts) -> list[str]:
+    """Return what is said where GitHub did not tell all about the head of a command that names
+    no commit."""
+    why = facts.pull_request.unseen
+    if command.sha or not why:
+        return []
+    return [
+        f"GitHub does not say when the head was pushed ({why}): only a forced push after the "
+        "comment, or one that has runs, would have been seen"
+    ]
 
 
 def _granted(command: Command, policy: Policy, facts: Facts, runner: str) -> str:
@@ -145,7 +180,7 @@ def _approval(facts: Facts) -> list[Step]:
 def _label_and_rerun(command: Command, policy: Policy, facts: Facts, why: str) -> Decision:
     steps: list[Step] = []
     skipped: list[Skipped] = []
-    notes: list[str] = []
+    notes = _unseen(command, facts)
     if command.name != commands.RERUN_FAILED:
         steps += _approval(facts)
         if policy.label in facts.pull_request.labels:
@@ -197,10 +232,18 @@ def _test(command: Command, event: Event, policy: Policy, facts: Facts, why: str
     budget = policy.budget
     if command.repeat > budget.repeat:
         raise _Denied(f"--repeat is at most {budget.repeat} by the policy, not {command.repeat}")
-    if facts.ledger.spent >= budget.pull_request:
-        raise _Denied(reruns.spent(policy))
+    if reruns.unspent(policy, facts.ledger) <= 0:
+        raise _Denied(reruns.spent(policy, facts.ledger))
     step = _dispatch(command, event, policy, facts, facts.pull_request.head_sha)
-    return Decision(verdict="allowed", reason=why, steps=(*_approval(facts), step))
+    notes = _unseen(command, facts)
+    if policy.label not in facts.pull_request.labels:
+        notes.append(
+            f"the pull request has no label {policy.label}: a gate that asks for it fails the "
+            "test; /tag-run-ci-label adds it"
+        )
+    return Decision(
+        verdict="allowed", reason=why, steps=(*_approval(facts), step), notes=tuple(notes)
+    )
 
 
 def _dispatch(command: Command, event: Event, policy: Policy, facts: Facts, sha: str) -> Step:
@@ -242,7 +285,9 @@ def _fits(
         return command.name == commands.RERUN_TEST and (
             msgspec.structs.replace(step, outcome="") == wanted
         )
-    return command.name in RERUNNING
+    if facts.pull_request.head_sha != entry.sha:  # then nothing is called any more
+        return command.name in RERUNNING
+    return command.name in RERUNNING and any(run.id == step.run for run in reruns.own(facts))
 
 
 def request(event: Event, command: Command) -> str:

@@ -13,7 +13,7 @@ import msgspec
 
 from vlm_ci.bot import claims, comment, gathering, reruns
 from vlm_ci.bot.decide import continues, decide
-from vlm_ci.bot.entries import entry_of, ignored, misunderstood, reaction, record_of
+from vlm_ci.bot.entries import entry_of, ignored, misunderstood, reaction, record_of, undecided
 from vlm_ci.bot.facts import HubError, Refused, Unclear
 from vlm_ci.bot.ledger import (
     APPROVE,
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from vlm_ci.bot.records import Record
 
 TRIES = 3
+SETTLE = 2.0  # seconds in which what another handling is just writing arrives
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +54,7 @@ class Engine:
     policy: Policy
     hub: Hub
     clock: Callable[[], datetime]
+    sleep: Callable[[float], None]
     attempt: int = 1
     server: str = "https://github.com"
     records: list[Record] = field(default_factory=list)
@@ -80,6 +82,25 @@ class Engine:
             self.records.append(self._misunderstood(line, dry_run))
         if not dry_run:
             self.hub.react(self.event.comment, reaction(self.records))
+        return self.records
+
+    def without_policy(self, parsed: Parsed, why: str) -> list[Record]:
+        """Answer that nothing can be decided; what was begun before stays as it is.
+
+        Raises:
+            HubError: GitHub does not answer.
+        """
+        now = self.clock()
+        reason = claims.claim(self.event, self.hub, self.policy.bot, attempt=self.attempt, now=now)
+        if reason:
+            return [ignored(self.event, reason, now, dry_run=False)]
+        ledger = joined([ledger for _, ledger in self._statuses()])
+        for command in parsed.commands:
+            entry = undecided(self.event, command, why, now)
+            if ledger.find(*entry.key) is None:
+                self._save(entry)
+            self.records.append(record_of(self.event, entry, dry_run=False))
+        self.hub.react(self.event.comment, claims.CONFUSED)
         return self.records
 
     # -- one command -------------------------------------------------------------------------------
@@ -111,7 +132,7 @@ class Engine:
         entry = entry_of(self.event, command, decision, facts, dry_run=rehearsed)
         if not dry_run:
             if entry.steps and not rehearsed:
-                self._save(msgspec.structs.replace(entry, state="started"))
+                self._announce(msgspec.structs.replace(entry, state="started"))
                 entry = self._perform(self._within_budget(entry), taken_over=False)
             self._save(entry)
         return record_of(self.event, entry, dry_run=rehearsed, facts=facts)
@@ -135,21 +156,42 @@ class Engine:
             steps.append(msgspec.structs.replace(step, outcome=outcome))
         return msgspec.structs.replace(entry, steps=tuple(steps), state="done")
 
+    def _announce(self, entry: Entry) -> None:
+        """Write what is about to be done, and wait until it stays.
+
+        Another handling that has read the status comment before this one wrote, and writes after
+        it looked, takes the entry out. So whatever spends budget looks again after a pause, and
+        starts over where the entry is gone. What remains: a change of the comment that is under
+        way for longer than the pause.
+
+        Raises:
+            HubError: it cannot be written, or others take it out again and again.
+        """
+        for _ in range(TRIES):
+            self._save(entry)
+            if not any(step.kind in SPENDING for step in entry.steps):
+                return
+            self.sleep(SETTLE)
+            if self._stands(entry, self._statuses()):
+                return
+        raise HubError("other handlings write the status comment again and again")
+
     def _within_budget(self, entry: Entry) -> Entry:
         """Give up the steps for which another comment, decided at that time, has left no budget.
 
-        Each has written what it is about to do before it looks, so that one at least sees the
-        other; where both do, both give way, which spends too little and never too much.
+        Each has written what it is about to do, and has seen it stay (``_announce``), before it
+        looks, so that one at least sees the other; where both do, both give way, which spends too
+        little. Too much is spent only where a change of the comment took longer than that pause.
         """
         ledger = joined([ledger for _, ledger in self._statuses()])
-        others = [one for one in ledger.entries if one.key != entry.key]
-        left = self.policy.budget.pull_request - ledger.before - sum(one.spent for one in others)
+        others = tuple(one for one in ledger.entries if one.key != entry.key)
+        left = reruns.unspent(self.policy, msgspec.structs.replace(ledger, entries=others))
         steps: list[Step] = []
         for step in entry.steps:
             if step.kind in SPENDING:
                 left -= 1
                 if left < 0:
-                    outcome = f"not done: {reruns.spent(self.policy)}"
+                    outcome = f"not done: {reruns.spent(self.policy, ledger)}"
                     step = msgspec.structs.replace(step, outcome=outcome)
             steps.append(step)
         return msgspec.structs.replace(entry, steps=tuple(steps))
@@ -194,7 +236,7 @@ class Engine:
         if step.kind == DISPATCH:
             runs = self.hub.dispatched(step.name, entry.at)
             wanted = step.inputs["request"]
-            return any(wanted in run.title.split() for run in runs)
+            return any(run.title.split()[-1:] == [wanted] for run in runs)  # before it: a node id
         return False
 
     # -- the status comment ------------------------------------------------------------------------
@@ -203,6 +245,10 @@ class Engine:
         found = self.hub.statuses(self.event.number, self.policy.bot)
         read = [(number, comment.read(body)) for number, body in sorted(found)]
         return [(number, ledger) for number, ledger in read if ledger is not None]
+
+    @staticmethod
+    def _stands(entry: Entry, found: list[tuple[int, Ledger]]) -> bool:
+        return any(entry in ledger.entries for _, ledger in found)
 
     def _save(self, entry: Entry) -> None:
         """Write an entry into the status comment, and look whether it stands there: the handling of
@@ -214,7 +260,7 @@ class Engine:
         place: int | None = None
         for _ in range(TRIES + 1):
             found = self._statuses()
-            if place is not None and any(entry in ledger.entries for _, ledger in found):
+            if place is not None and self._stands(entry, found):
                 return
             ledger = with_entry(joined([ledger for _, ledger in found]), entry)
             body = comment.render(ledger, self.event.repository, self.event.number, self.server)

@@ -51,6 +51,19 @@ def misunderstood(event: Event, one: Misunderstood, now: datetime) -> Entry:
     )
 
 
+def undecided(event: Event, command: Command, why: str, now: datetime) -> Entry:
+    """Return the entry of a command that could not be decided on."""
+    return Entry(
+        comment=event.comment,
+        number=command.number,
+        text=command.text,
+        by=event.author,
+        at=now,
+        verdict="denied",
+        reason=why,
+    )
+
+
 def record_of(event: Event, entry: Entry, *, dry_run: bool, facts: Facts | None = None) -> Record:
     """Return the audit record of an entry."""
     return Record(

@@ -41,7 +41,8 @@ class Actor(msgspec.Struct, frozen=True, kw_only=True):
 
 class PullRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A pull request as it is now. ``head_repository`` is empty where the fork is gone;
-    ``moved_at`` is the latest time at which GitHub saw the head change, as far as it tells."""
+    ``moved_at`` is the latest time at which GitHub saw the head change, as far as it tells;
+    ``unseen`` is what it answers where it does not list the branch's pushes."""
 
     number: int
     state: str
@@ -52,11 +53,19 @@ class PullRequest(msgspec.Struct, frozen=True, kw_only=True):
     base_repository: str
     labels: tuple[str, ...] = ()
     moved_at: Moment | None = None
+    unseen: str = ""
 
     @property
     def fork(self) -> bool:
         """Whether its code comes from another repository."""
         return self.head_repository.lower() != self.base_repository.lower()
+
+
+class Push(msgspec.Struct, frozen=True, kw_only=True):
+    """One change of a branch, forced or not, by GitHub's clock. ``sha`` is its head since then."""
+
+    sha: str
+    at: Moment
 
 
 class Cause(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,7 +147,9 @@ class Hub(Protocol):
     Each method raises HubError where GitHub fails for good. One that changes something raises
     Refused where only this call was refused, and Unclear where it may have happened. ``react``
     returns whether the reaction is new, ``unreact`` whether it was there, ``write_status`` the
-    comment's number; ``statuses`` are comments of ``login``.
+    comment's number; ``statuses`` are comments of ``login``; ``pushes`` are the newest ones, and
+    raise Refused where the token may not see them; ``archives`` fetch ``most`` bytes together,
+    and have None for the content of what was not fetched.
     """
 
     def default_branch(self) -> str: ...
@@ -146,12 +157,15 @@ class Hub(Protocol):
     def comment_body(self, comment: int) -> str | None: ...
     def pull_request(self, number: int) -> PullRequest: ...
     def forced_at(self, number: int) -> datetime | None: ...
+    def pushes(self, branch: str) -> list[Push]: ...
     def role(self, login: str) -> str: ...
     def member(self, team: str, login: str) -> bool | None: ...
     def runs(self, sha: str) -> list[Run]: ...
     def run(self, run: int) -> Run: ...
     def failed_jobs(self, run: int) -> int: ...
-    def archives(self, run: int, patterns: tuple[str, ...]) -> list[tuple[str, bytes]]: ...
+    def archives(
+        self, run: int, patterns: tuple[str, ...], most: int
+    ) -> list[tuple[str, bytes | None]]: ...
     def dispatched(self, workflow: str, since: datetime) -> list[Run]: ...
     def statuses(self, number: int, login: str) -> list[tuple[int, str]]: ...
     def reactions(self, comment: int, login: str) -> list[Reaction]: ...

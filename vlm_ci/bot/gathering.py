@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from vlm_ci.bot import artifacts, commands, reruns
-from vlm_ci.bot.facts import Actor, Facts
+from vlm_ci.bot.decide import permits
+from vlm_ci.bot.facts import Actor, Facts, Refused
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from vlm_ci.bot.commands import Command
-    from vlm_ci.bot.facts import Event, Hub, Run
+    from vlm_ci.bot.facts import Event, Hub, PullRequest, Run
     from vlm_ci.bot.ledger import Ledger
     from vlm_ci.bot.policy import Policy
 
@@ -36,7 +37,7 @@ def facts(
         HubError: GitHub does not answer.
     """
     head = hub.pull_request(event.number)
-    head = msgspec.structs.replace(head, moved_at=hub.forced_at(event.number))
+    head = _dated(head, hub, now)
     rules = policy.rules(command.name)
     login = event.author
     actor = Actor(
@@ -54,16 +55,38 @@ def facts(
         ledger=ledger,
         edited=edited,
     )
-    if command.name not in LOOKING_AT_RUNS:
+    # Whoever is denied, or asks for nothing that needs it, makes the bot fetch nothing.
+    if command.name not in LOOKING_AT_RUNS or not permits(command, event, policy, found):
         return found
-    looked_at = {run.id: _look(run, hub, policy) for run in reruns.newest(found) if run.failed}
+    looked_at: dict[int, Run] = {}
+    left = artifacts.LARGEST_COMMENT
+    for run in reruns.newest(found):
+        if run.failed:
+            archives = hub.archives(run.id, policy.artifacts, left)
+            full = any(packed is None for _, packed in archives)
+            left = 0 if full else left - sum(len(packed or b"") for _, packed in archives)
+            looked_at[run.id] = msgspec.structs.replace(
+                run, failed_jobs=hub.failed_jobs(run.id), cause=artifacts.cause(archives)
+            )
     runs = tuple(looked_at.get(run.id, run) for run in found.runs)
     return msgspec.structs.replace(found, runs=runs)
 
 
-def _look(run: Run, hub: Hub, policy: Policy) -> Run:
+def _dated(head: PullRequest, hub: Hub, now: datetime) -> PullRequest:
+    """Return a pull request with what GitHub's clock says of its head. A fork's pushes are not for
+    the base repository to see, which is why a command on a fork has to name the commit."""
+    forced = hub.forced_at(head.number)
+    if head.fork:
+        return msgspec.structs.replace(head, moved_at=forced)
+    try:
+        pushes = hub.pushes(head.head_branch)
+    except Refused as refused:
+        return msgspec.structs.replace(head, moved_at=forced, unseen=str(refused))
+    times = [push.at for push in pushes if push.sha == head.head_sha]
+    if not times and pushes:  # younger than all that GitHub lists
+        times = [now]
     return msgspec.structs.replace(
-        run,
-        failed_jobs=hub.failed_jobs(run.id),
-        cause=artifacts.cause(hub.archives(run.id, policy.artifacts)),
+        head,
+        moved_at=max([*times, *([forced] if forced else [])], default=None),
+        unseen="" if times else "it lists none",
     )

@@ -25,6 +25,7 @@ from vlm_ci.bot.facts import (
     FAILED,
     HubError,
     PullRequest,
+    Push,
     Reaction,
     Refused,
     Run,
@@ -97,6 +98,22 @@ class Client:
         times = [one.created_at for one in events if one.event == "head_ref_force_pushed"]
         return max((time for time in times if time is not None), default=None)
 
+    def pushes(self, branch: str) -> list[Push]:
+        """Return the newest changes of a branch of the repository, forced or not."""
+        method = self._rest.repos.list_activities
+        ref = f"refs/heads/{branch}"
+        try:
+            response = self._call(method, ref=ref, direction="desc", per_page=PAGE)
+        except RequestFailed as error:
+            status = error.response.status_code
+            if isinstance(error, RateLimitExceeded) or status >= 500:
+                raise _failure(error) from None
+            raise Refused(_said(error), status=status) from None
+        except GitHubException as error:
+            raise _failure(error) from None
+        found = _decode(response, list[answers.Activity])
+        return [Push(sha=one.after, at=one.timestamp) for one in found]
+
     def role(self, login: str) -> str:
         method = self._rest.repos.get_collaborator_permission_level
         found = self._find(method, answers.Role, username=login)
@@ -135,9 +152,11 @@ class Client:
         pages = self._pages_of(method, answers.Jobs, run_id=run, filter_="latest")
         return sum(job.conclusion in FAILED for page in pages for job in page.jobs)
 
-    def archives(self, run: int, patterns: tuple[str, ...]) -> list[tuple[str, bytes]]:
+    def archives(
+        self, run: int, patterns: tuple[str, ...], most: int
+    ) -> list[tuple[str, bytes | None]]:
         """Return names and contents of a run's artifacts whose names match a pattern. What is too
-        large is left out, its content empty."""
+        large has an empty content; what follows ``most`` bytes was not fetched, and has None."""
         method = self._rest.actions.list_workflow_run_artifacts
         pages = self._pages_of(method, answers.Artifacts, run_id=run)
         found = [
@@ -146,7 +165,12 @@ class Client:
             for one in page.artifacts
             if not one.expired and any(fnmatchcase(one.name, pattern) for pattern in patterns)
         ]
-        return [(one.name, self._download(one)) for one in found[: artifacts.MOST_ARCHIVES]]
+        fetched: list[tuple[str, bytes | None]] = []
+        for one in found[: artifacts.MOST_ARCHIVES]:
+            content = self._download(one, most)
+            most -= most if content is None else len(content)
+            fetched.append((one.name, content))
+        return fetched
 
     def dispatched(self, workflow: str, since: datetime) -> list[Run]:
         method = self._rest.actions.list_workflow_runs
@@ -275,9 +299,11 @@ class Client:
         except RequestError as error:
             raise Unclear(f"the network failed: {type(error.exc).__name__}") from None
 
-    def _download(self, artifact: answers.Artifact) -> bytes:
+    def _download(self, artifact: answers.Artifact, most: int) -> bytes | None:
         if artifact.size_in_bytes > artifacts.LARGEST_ARCHIVE:
             return b""
+        if artifact.size_in_bytes > most:
+            return None
         owner, name = self._owner, self._name
         method = self._rest.actions.download_artifact
         try:
@@ -287,6 +313,8 @@ class Client:
                 content += piece
                 if len(content) > artifacts.LARGEST_ARCHIVE:  # its stated size lied
                     return b""
+                if len(content) > most:
+                    return None
             return bytes(content)
         except GitHubException as error:
             raise _failure(error) from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,14 +14,27 @@ from vlm_ci.bot import commands, decide, entries, events
 from vlm_ci.bot import policy as policies
 from vlm_ci.bot.engine import Engine
 from vlm_ci.bot.facts import Facts, HubError
+from vlm_ci.bot.policy import Policy
 from vlm_ci.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vlm_ci.bot.facts import Hub
-    from vlm_ci.bot.policy import Policy
     from vlm_ci.bot.records import Record
+
+
+NOBODY = Policy(schema=1, allow=())
+
+
+class Unread(UsageError):
+    """The default branch's policy cannot be read. ``shown`` is what everybody may be told of it;
+    ``records`` are the answers that were given."""
+
+    def __init__(self, message: str, *, shown: str) -> None:
+        super().__init__(message)
+        self.shown = shown
+        self.records: list[Record] = []
 
 
 def run(
@@ -35,6 +50,7 @@ def run(
 
     Raises:
         UsageError: a file or the environment is not as it has to be.
+        Unread: the policy is not, which the comment has been answered with.
     """
     attempt = environment.get("GITHUB_RUN_ATTEMPT", "1")
     if not attempt.isdecimal():
@@ -63,14 +79,25 @@ def run(
     engine: Engine | None = None
     try:
         with Client(comment.repository, token, api) as hub:
+            unread: Unread | None = None
+            try:
+                read = local or _policy(hub)
+            except Unread as error:
+                if dry_run or not parsed.commands:
+                    raise
+                unread, read = error, NOBODY
             engine = Engine(
                 event=comment,
-                policy=local or _policy(hub),
+                policy=read,
                 hub=hub,
                 clock=_now,
+                sleep=time.sleep,
                 attempt=int(attempt),
                 server=environment.get("GITHUB_SERVER_URL", "https://github.com"),
             )
+            if unread:
+                unread.records = engine.without_policy(parsed, unread.shown)
+                raise unread
             records = engine.handle(parsed, dry_run=dry_run)
     except HubError as error:
         return (engine.records if engine else []), True, str(error)
@@ -85,8 +112,17 @@ def _policy(hub: Hub) -> Policy:
     content = hub.file(policies.PATH)
     where = f"{policies.PATH} on the default branch {hub.default_branch()}"
     if content is None:
-        raise UsageError(f"there is no {where}: docs/bot.md shows one")
-    return policies.read(content, where)
+        shown = f"there is no policy {policies.PATH} on the default branch"
+        raise Unread(f"there is no {where}: docs/bot.md shows one", shown=shown)
+    try:
+        return policies.read(content, where)
+    except UsageError as error:
+        line = re.search(r"\(at (line \d+)", str(error))
+        raise Unread(
+            str(error),
+            shown=f"the policy {policies.PATH} on the default branch cannot be read"
+            f"{f' ({line[1]})' if line else ''}: a maintainer has to mend it",
+        ) from None
 
 
 def _facts(path: str) -> Facts:

@@ -72,6 +72,11 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.comment, self.number
 
     @property
+    def order(self) -> tuple[datetime, int, int]:
+        """Its place among all entries."""
+        return self.at, self.comment, self.number
+
+    @property
     def spent(self) -> int:
         """How many calls count against the pull request's budget: also those not yet tried."""
         if self.dry_run:
@@ -81,12 +86,16 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Ledger(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The state of a status comment. ``before`` counts what entries that were left out have spent;
-    ``approved`` are commits of a fork that somebody with the right to do so has named."""
+    """The state of a status comment. ``before`` counts what entries that were left out have spent,
+    ``until`` is the last of them (time, comment, number): another status comment may still have it;
+    ``approved`` are commits of a fork that somebody with the right to do so has named; ``lost``
+    says that an earlier state could not be read, so that nobody knows what was spent."""
 
     entries: tuple[Entry, ...] = ()
     before: int = 0
+    until: tuple[Moment, int, int] | None = None
     approved: tuple[str, ...] = ()
+    lost: bool = False
 
     @property
     def spent(self) -> int:
@@ -101,13 +110,26 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 def with_entry(ledger: Ledger, entry: Entry) -> Ledger:
     """Return the ledger with an entry added, or put in the place of its earlier form."""
     entries = {one.key: one for one in ledger.entries} | {entry.key: entry}
-    ordered = sorted(entries.values(), key=lambda one: (one.at, one.key))
-    old, kept = ordered[:-MOST], ordered[-MOST:]
+    ordered = sorted(entries.values(), key=lambda one: one.order)
     approvals = [step.sha for step in entry.steps if step.kind == APPROVE and step.made]
-    return Ledger(
-        entries=tuple(kept),
-        before=ledger.before + sum(one.spent for one in old),
+    whole = msgspec.structs.replace(
+        ledger,
+        entries=tuple(ordered),
         approved=tuple(dict.fromkeys([*ledger.approved, *approvals]))[-MOST:],
+    )
+    return without_oldest(whole, len(ordered) - MOST)
+
+
+def without_oldest(ledger: Ledger, count: int) -> Ledger:
+    """Return the ledger without its oldest entries, which then only count for the budget."""
+    if count <= 0:
+        return ledger
+    old = ledger.entries[:count]
+    return msgspec.structs.replace(
+        ledger,
+        entries=ledger.entries[count:],
+        before=ledger.before + sum(one.spent for one in old),
+        until=old[-1].order,
     )
 
 
@@ -115,12 +137,17 @@ def joined(ledgers: list[Ledger]) -> Ledger:
     """Return one ledger for several: two handlings may each have made a status comment."""
     if not ledgers:
         return Ledger()
+    until = max((ledger.until for ledger in ledgers if ledger.until), default=None)
     entries: dict[tuple[int, int], Entry] = {}
     for entry in (entry for ledger in ledgers for entry in ledger.entries):
+        if until is not None and entry.order <= until:  # the one that left it out has counted it
+            continue
         if entry.key not in entries or entries[entry.key].state == "started":
             entries[entry.key] = entry
     return Ledger(
-        entries=tuple(sorted(entries.values(), key=lambda one: (one.at, one.key))),
+        entries=tuple(sorted(entries.values(), key=lambda one: one.order)),
         before=max(ledger.before for ledger in ledgers),
+        until=until,
         approved=tuple(dict.fromkeys(sha for ledger in ledgers for sha in ledger.approved)),
+        lost=any(ledger.lost for ledger in ledgers),
     )

@@ -12,7 +12,7 @@ from vlm_ci.bot.words import code
 if TYPE_CHECKING:
     from vlm_ci.bot.commands import Command
     from vlm_ci.bot.facts import Facts, Run
-    from vlm_ci.bot.ledger import Kind
+    from vlm_ci.bot.ledger import Kind, Ledger
     from vlm_ci.bot.policy import Policy
 
 # GitHub's own limits
@@ -55,8 +55,8 @@ def newest(facts: Facts) -> list[Run]:
 
 
 def moved_at(facts: Facts) -> datetime | None:
-    """Return when the head became what it is, as far as GitHub's own clock tells: dates in a commit
-    are whatever its author wrote."""
+    """Return when the head became what it is, as far as GitHub's own clock tells (its list of
+    pushes, the first run of the head): dates in a commit are whatever its author wrote."""
     times = [run.created_at for run in own(facts)]
     first = [min(times)] if times else []
     forced = facts.pull_request.moved_at
@@ -66,14 +66,14 @@ def moved_at(facts: Facts) -> datetime | None:
 def plan(command: Command, policy: Policy, facts: Facts) -> Plan:
     """Return the runs to run again."""
     runs = newest(facts)
-    left = policy.budget.pull_request - facts.ledger.spent
+    left = unspent(policy, facts.ledger)
     made = Plan(steps=[], skipped=[], notes=[])
     for run in runs:
         if run.status == "completed" and run.conclusion in ("success", "neutral", "skipped"):
             continue
         reason = _obstacle(run, command, policy, facts)
         if not reason and len(made.steps) >= left:
-            reason = spent(policy)
+            reason = spent(policy, facts.ledger)
         if reason:
             made.skipped.append(Skipped(name=run.name, run=run.id, reason=reason))
             continue
@@ -98,8 +98,18 @@ def overview(facts: Facts) -> tuple[str, ...]:
     return tuple(lines) or ("there are no runs",)
 
 
-def spent(policy: Policy) -> str:
+def unspent(policy: Policy, ledger: Ledger) -> int:
+    """Return how many reruns and tests the pull request has left, none where nobody knows."""
+    return 0 if ledger.lost else policy.budget.pull_request - ledger.spent
+
+
+def spent(policy: Policy, ledger: Ledger) -> str:
     """Return what is said where the pull request's budget is spent."""
+    if ledger.lost:
+        return (
+            "the budget counts as spent: what the bot has done stands in its comment, and cannot "
+            "be read; a maintainer deletes that comment to begin anew"
+        )
     count = policy.budget.pull_request
     return f"the budget of {count} reruns in one pull request is spent"
 

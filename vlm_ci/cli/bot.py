@@ -59,6 +59,9 @@ def bot(
             api=api_url,
             environment=os.environ,
         )
+    except UsageError as error:
+        _write(getattr(error, "records", []), audit)  # what the comment was answered
+        raise
     except ModuleNotFoundError as error:
         if error.name not in EXTRA:
             raise
