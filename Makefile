@@ -12,7 +12,7 @@ TOOLS := click filelock githubkit hishel httpx Jinja2 junitparser markdown-it-py
 run: install ## check the tiny Qwen3-VL on the CPU
 	$(BIN)/vlm-ci run --target qwen3-vl-tiny --recipe decoder-layers --backend eager
 
-test: install ## the tests of every change, on two cores, in about ten minutes
+test: install ## the tests of every change, on two cores, in about 15 minutes
 	$(BIN)/python -m pytest suites/selftest -n 2 --dist worksteal -m "not nightly"
 
 test-all: install ## all tests, also the nightly ones: more recipes, backends and repaired twins
