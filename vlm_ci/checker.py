@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import torch
 
-from vlm_ci import books, causes, environment
+from vlm_ci import books, causes, environment, interrupts
 from vlm_ci.errors import UsageError, check_int
 from vlm_ci.exploration import Explorer
 from vlm_ci.failures import Failure, Finding, identity
@@ -199,6 +199,7 @@ class Checker:
 
         self.drive(serve)
 
+    @interrupts.remembered()
     def drive(self, judge: Callable[[StrictRunner], None]) -> None:
         """Warm up, apply the canary, and let ``judge`` be strict; ``result`` is valid also where
         an exception ends it."""
@@ -230,6 +231,7 @@ class Checker:
                         relations=self._relations,
                     )
                 )
+                interrupts.check()
                 complete = True
                 if self.settings.baseline is not None:
                     self.judge_findings(self.settings.baseline.judge(self.result))

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vlm_ci import causes, stalls
+from vlm_ci import causes, interrupts, stalls
 from vlm_ci.failures import Failure, Finding, finding, identity
 from vlm_ci.logits import Logits
 from vlm_ci.parity.judging import Judge
@@ -106,6 +106,7 @@ class StrictRunner:
         # What a session leaves behind (a changed matmul precision, say) belongs to it alone.
         with state.preserving_state():
             for index, batch in enumerate(session.batches):
+                interrupts.check()
                 served = session.batches[: index + 1]
                 if self.on_step is None:
                     self._run_strictly(batch, served)

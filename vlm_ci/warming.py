@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vlm_ci import causes
+from vlm_ci import causes, interrupts
 from vlm_ci.failures import Failure, finding, identity
 from vlm_ci.traffic.spec import Batch, Session
 from vlm_ci.warmup import MAX_ROUNDS, Plan, WarmupReport, increase, run_rounds
@@ -62,6 +62,7 @@ class Warmer:
         batches = len(report.plan.batches)
 
         def on_batch(number: int, index: int) -> None:
+            interrupts.check()
             if index == 0:
                 self._watcher.record("round", evidence={"round": number, "batches": batches})
             self._progress.warming(number, index, batches)

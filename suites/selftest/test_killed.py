@@ -180,7 +180,7 @@ def slow():
     serve = target.run_compiled
 
     def run_compiled(batch):
-        time.sleep(0.1)
+        time.sleep(0.3)
         return serve(batch)
 
     target.run_compiled = run_compiled
