@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
+import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -37,6 +39,19 @@ def context() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
     return context
+
+
+def cpu_seconds(code: str) -> float:
+    """Return the processor time that a bare interpreter takes for some code: what else runs on the
+    machine does not count."""
+
+    def spent() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    before = spent()
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    return spent() - before
 
 
 def run(*argv: str, cwd: Path, timeout: float = 550, **environment: str) -> Done:

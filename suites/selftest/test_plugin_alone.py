@@ -75,9 +75,9 @@ def test_unused_it_costs_at_most_20_ms(pytester: pytest.Pytester):
 
         import pytest  # there in any case
 
-        started = time.perf_counter()
+        started = time.process_time()
         import vlm_ci.plugin as plugin
-        loaded = time.perf_counter() - started
+        loaded = time.process_time() - started
 
         class Clock:
             spent = 0.0
@@ -87,11 +87,11 @@ def test_unused_it_costs_at_most_20_ms(pytester: pytest.Pytester):
                 return function
             @functools.wraps(function)
             def run(*args, **kwargs):
-                started = time.perf_counter()
+                started = time.process_time()
                 try:
                     return function(*args, **kwargs)
                 finally:
-                    Clock.spent += time.perf_counter() - started
+                    Clock.spent += time.process_time() - started
             return run
 
         for name in [name for name in vars(plugin) if name.startswith("pytest_")]:

@@ -358,11 +358,11 @@ def test_the_checks_of_an_answer_cost_next_to_nothing():
     output = answer(part)
     target = checked(Fake(run_eager=lambda part: output))
     target.run_eager(part)
-    started = time.perf_counter()
+    started = time.process_time()
     for _ in range(200):
         target.run_eager(part)
         target.stats()
-    assert (time.perf_counter() - started) / 200 < 0.002
+    assert (time.process_time() - started) / 200 < 0.002
 
 
 def test_public_names_of_the_protocol():
