@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -99,6 +100,7 @@ def _serve(argv: tuple[str, ...], folder: str, logs: str, environment: dict[str,
     os.environ.update(environment)
     sys.path[:0] = [folder, *environment.get("PYTHONPATH", "").split(os.pathsep)]
     os.chdir(folder)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     sys.argv = list(argv)
     if argv[0] == "pytest":
         import pytest

@@ -22,6 +22,14 @@ SETTINGS = CheckSettings(
 )
 
 
+@pytest.fixture(autouse=True)
+def _handled() -> Iterator[None]:
+    """Python's own handler of Ctrl-C, which a job in the background does not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def drop() -> Iterator[list[str]]:
     """Send Ctrl-C in a callback of the garbage collector while the list says so."""
