@@ -6,14 +6,18 @@ import gc
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import synthesis_targets
 from toy import ToyTarget
 
 from vlm_ci import interrupts
 from vlm_ci.checker import Checker, CheckSettings
 from vlm_ci.listeners import Silent
+from vlm_ci.settings import Settings
 from vlm_ci.strict import StrictRunner
+from vlm_ci.synthesis import make
 from vlm_ci.traffic.spec import Text, batch
 from vlm_ci.warmup import Plan
 
@@ -73,6 +77,29 @@ def test_a_dropped_interrupt_ends_the_run(moment: str, drop: list[str]):
         assert first <= len(served) <= first + 5
     assert checker.result.verdict == "interrupted"
     target.close()
+
+
+class Dropping(synthesis_targets.Silent):
+    """A progress that drops an interrupt in the first stage that says so."""
+
+    def __init__(self, drop: list[str]) -> None:
+        super().__init__()
+        self.drop = drop
+
+    def note(self, text: str) -> None:
+        if not self.notes:
+            self.drop.append("now")
+            gc.collect()
+        super().note(text)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_dropped_interrupt_ends_a_synthesis(tmp_path: Path, drop: list[str]):
+    settings = Settings.from_mapping(
+        {"target": "toy:factory", "examples": 10, "out": str(tmp_path), "database": "none"}
+    )
+    result = make.synthesize(settings, Dropping(drop))
+    assert result.verdict == "interrupted"
 
 
 @interrupts.remembered()

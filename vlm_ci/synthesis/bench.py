@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vlm_ci import causes
+from vlm_ci import causes, interrupts
 from vlm_ci.errors import UsageError
 from vlm_ci.failures import finding
 from vlm_ci.targets.answers import checked
@@ -158,6 +158,7 @@ class Bench:
         Raises:
             Finding: the batch raised.
         """
+        interrupts.check()
         watcher = self._enter("warmup")
         before, seen = self.target.stats(), watcher.count("compile")
         try:

@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vlm_ci import artifacts, building, causes, environment
+from vlm_ci import artifacts, building, causes, environment, interrupts
 from vlm_ci.errors import UsageError
 from vlm_ci.failures import Failure, Finding
 from vlm_ci.result import Growth, Result, Synthesis, Warmup, verdict
@@ -106,6 +106,7 @@ class Synthesizer:
         self._complete = False
         self._last_found: list[Found] = []  # what the last verification found
 
+    @interrupts.remembered()
     def run(self) -> Result:
         """Do all of it; an interrupt ends it early and keeps what there is."""
         started = time.perf_counter()
@@ -114,6 +115,7 @@ class Synthesizer:
         interrupted = False
         try:
             self._make()
+            interrupts.check()
             self._complete = True
         except KeyboardInterrupt:
             interrupted = True
