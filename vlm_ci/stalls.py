@@ -48,7 +48,8 @@ def unwatched(device: str, policies: Policies, *, in_process: bool) -> str:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stall:
     """A first use and its repeat, in seconds; ``operators`` are those whose own time on the CPU
-    grew most in the first use of another new shape of the same kind, with that growth in seconds.
+    grew most in the first use of another new shape of the same kind, with that growth in seconds:
+    of the first shape of the kind that was profiled.
     """
 
     first: float
@@ -58,10 +59,11 @@ class Stall:
 
 
 class StallWatch:
-    """Repeats new shapes that seem slow, and profiles a fresh shape of the same kind.
+    """Repeats new shapes that seem slow, and confirms it on a fresh shape of the same kind.
 
     A shape is what a batch is besides its seed. ``factor`` is how many times its repeat a first
-    use has to take; less than ``LEAST`` seconds in all is never a stall.
+    use has to take; less than ``LEAST`` seconds in all is never a stall. The profiler names who
+    pays once for each kind: what it notes takes it many times longer to add up than the batch took.
     """
 
     def __init__(self, target: Target, watcher: Watcher, *, factor: float = FACTOR) -> None:
@@ -71,6 +73,7 @@ class StallWatch:
         self._seen: set[object] = set()
         self._repeats: dict[frozenset[str], list[float]] = {}  # by the modalities of a batch
         self._stalls: Counter[frozenset[str]] = Counter()
+        self._payers: dict[frozenset[str], tuple[tuple[str, float], ...]] = {}
         self.events: list[tuple[Batch, Event]] = []
         self._profiled = False
 
@@ -101,28 +104,33 @@ class StallWatch:
         return first >= self._factor * repeat and first - repeat >= LEAST
 
     def _confirm(self, batch: Batch, first: float, repeat: float) -> Stall | None:
-        """Serve a fresh shape of the same kind under the profiler, twice, and compare."""
+        """Serve a fresh shape of the same kind twice, and compare."""
         fresh = next((one for one in self._variants(batch) if _shape(one) not in self._seen), None)
         if fresh is None:
             note = "the envelope has no other shape of this kind: no operator could be named"
             return Stall(first=first, repeat=repeat, operators=(), note=note)
         self._seen.add(_shape(fresh))
-        measured = [self._profile(fresh), self._profile(fresh)]
+        known = self._payers.get(batch.modalities, ())
+        measure = self._time if known else self._profile
+        measured = [measure(fresh), measure(fresh)]
         if measured[0] is None or measured[1] is None:
             return None  # a refusal, which the search will find: nothing confirms the stall
         (slow, before), (fast, after) = measured[0], measured[1]
         if not self._is_slower(slow, fast):
             return None  # it was a pause of the machine's, not the shape
-        grown = sorted(
-            ((name, spent - after.get(name, 0.0)) for name, spent in before.items()),
-            key=lambda pair: -pair[1],
-        )
-        operators = tuple((name, more) for name, more in grown[:OPERATORS] if more > 0.05 * slow)
         note = (
-            f"profiled on a fresh shape of the same kind: {slow * 1e3:.0f} ms, repeated "
-            f"{fast * 1e3:.0f} ms: {fresh!r}"
+            f"{'served' if known else 'profiled on'} a fresh shape of the same kind: "
+            f"{slow * 1e3:.0f} ms, repeated {fast * 1e3:.0f} ms: {fresh!r}"
+            f"{'; an earlier one was profiled' if known else ''}"
         )
-        return Stall(first=first, repeat=repeat, operators=operators, note=note)
+        if not known:
+            grown = sorted(
+                ((name, spent - after.get(name, 0.0)) for name, spent in before.items()),
+                key=lambda pair: -pair[1],
+            )
+            known = tuple((name, more) for name, more in grown[:OPERATORS] if more > 0.05 * slow)
+            self._payers[batch.modalities] = known
+        return Stall(first=first, repeat=repeat, operators=known, note=note)
 
     def _variants(self, batch: Batch) -> Iterator[Batch]:
         """Yield batches of the same structure with other sizes, within the envelope."""
@@ -136,6 +144,11 @@ class StallWatch:
                     changed = Batch(tuple(requests), batch.seed, batch.padding, batch.context)
                     if envelope.violation(changed) is None:
                         yield changed
+
+    def _time(self, batch: Batch) -> tuple[float, dict[str, float]] | None:
+        """Serve a batch as ``_profile`` does, without the profiler."""
+        seconds = self._serve(batch)
+        return None if seconds is None else (seconds, {})
 
     def _profile(self, batch: Batch) -> tuple[float, dict[str, float]] | None:
         """Serve a batch; returns its seconds and each operator's own seconds on the CPU."""

@@ -59,6 +59,30 @@ def test_a_slow_first_use_is_confirmed_on_a_fresh_shape_and_names_who_pays():
     target.close()
 
 
+def test_each_kind_is_profiled_once(monkeypatch):
+    profiled = []
+    profile = StallWatch._profile
+    monkeypatch.setattr(
+        StallWatch, "_profile", lambda self, part: profiled.append(part) or profile(self, part)
+    )
+    target = Slow(first=0.04, repeat=0.004)
+    watch = StallWatch(target, Watcher())
+    found = []
+    for part in (batch(Text(3)), batch(Text(12)), batch([Text(3), Image(8, 8)]), batch(Text(7))):
+        target.run_compiled(part)
+        found.append(watch.look(part, 0.04))
+    assert None not in found
+    assert [part.modalities for part in profiled] == [
+        *[frozenset({"text"})] * 2,
+        *[frozenset({"text", "image"})] * 2,
+    ]
+    assert {one.operators[0][0] for one in found} == {"aten::mm"}
+    assert found[1].operators == found[0].operators == found[3].operators
+    assert found[1].note.startswith("served a fresh shape of the same kind: 40 ms, repeated 4 ms")
+    assert found[1].note.endswith("an earlier one was profiled")
+    target.close()
+
+
 @pytest.mark.parametrize(
     "timing",
     [{"first": 0.03, "repeat": 0.02}, {"first": 0.009, "repeat": 0.001}, {"pauses": True}],
