@@ -6,6 +6,7 @@ import json
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import msgspec
 import processes
 import pytest
 from projects import WORKERS_BY_NIGHT
@@ -71,6 +72,10 @@ def test_an_update_replaces_the_entry_of_its_setup_and_versions_alone(tmp_path: 
     assert files.read(path) == (entry("a", torch="2.9.1"), entry("a", graphs=7), entry("b"))
     found = files.find(files.read(path), entry("a", torch="2.12.0"))
     assert found == entry("a", graphs=7)  # 2.13.0 is newer than 2.9.1
+    older = entry("a", torch="2.9.1")
+    other = {**older.made_with, "transformers": "5.17.0", "python": "3.12"}
+    close = msgspec.structs.replace(older, made_with=other)
+    assert files.find(files.read(path), close) == older  # the same torch comes first
     assert files.find(files.read(path), entry("c")) is None
 
 

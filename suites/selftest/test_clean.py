@@ -57,9 +57,10 @@ def test_a_stock_model_is_clean(target: str, recipe: str, backend: str, tmp_path
     assert result.strict.regions_per_step.least
     assert result.parity.canary.moved == result.parity.canary.applied > 0
     assert result.parity.worst is not None
-    assert result.parity.worst.ratio < 0.5
+    assert result.parity.worst.ratio < (0.9 if backend == "inductor" else 0.1)
     assert result.baseline is not None
-    assert result.baseline.changes == []
+    other_versions = any("the baseline was written with" in text for text in result.warnings)
+    assert result.baseline.changes == [] or other_versions
     if (target, recipe, backend) in WITH_BASELINE:
         assert result.baseline.path.endswith(f"{target}.json")
     assert min(result.traffic.corners.values()) > 0

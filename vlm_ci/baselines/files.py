@@ -49,10 +49,14 @@ def read(path: Path) -> tuple[Entry, ...]:
 
 
 def find(entries: Sequence[Entry], now: Entry) -> Entry | None:
-    """Return the entry of this setup: with these versions, or else with the newest ones."""
+    """Return the entry of this setup: with the same torch where there is one, then with the same
+    transformers, then with the same Python, then with the newest versions."""
+
+    def closeness(entry: Entry) -> tuple[object, ...]:
+        return (*(entry.same_versions(now, name) for name in VERSIONS), _versions(entry))
+
     same = [entry for entry in entries if entry.setup == now.setup]
-    exact = [entry for entry in same if entry.same_versions(now)]
-    return exact[-1] if exact else max(same, key=_versions, default=None)
+    return max(same, key=closeness, default=None)
 
 
 def update(path: Path, entry: Entry) -> None:
