@@ -169,8 +169,11 @@ class Search:
         except Unsatisfiable:
             pass
         except BaseExceptionGroup as group:
-            # Several causes at once; anything that is not a finding is an error of our own.
-            _, others = group.split(Finding)
+            # Several causes at once, each raised once more in the end, when it may be too late for
+            # it; anything else is an error of our own.
+            if stops:
+                raise stops[0] from None
+            _, others = group.split((Finding, _Stopped))
             if others is not None:
                 raise
 
