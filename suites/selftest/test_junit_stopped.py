@@ -12,6 +12,9 @@ from vlm_ci.cli import main
 
 pytest_plugins = ["pytester"]
 
+ONE_WORKER_BY_NIGHT = pytest.mark.parametrize(
+    "workers", [(), pytest.param(("-n1",), marks=pytest.mark.nightly)], ids=["alone", "xdist"]
+)
 STOPPED = '<testcase time="0.000"/>'  # what pytest writes of the test that was running
 NAME = "interrupted session of shard 1/2"
 
@@ -83,7 +86,7 @@ def test_pytest_writes_such_a_file(pytester: pytest.Pytester, capsys):
     assert set(xml.cases(pytester.path / "ALL.xml")) == {"test_1", "interrupted session"}
 
 
-@pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["alone", "xdist"])
+@ONE_WORKER_BY_NIGHT
 def test_a_shard_that_ended_in_its_collection_is_missing(
     pytester: pytest.Pytester, monkeypatch, capsys, workers: tuple[str, ...]
 ):
@@ -117,7 +120,7 @@ def test_tests_that_a_session_did_not_come_to_are_missed(merge):
     assert main(["junit", "merge", "ALL.xml", "-o", "again.xml"]) == 0  # of several shards
 
 
-@pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["alone", "xdist"])
+@ONE_WORKER_BY_NIGHT
 def test_a_session_states_how_many_tests_it_set_out_to_run(
     pytester: pytest.Pytester, capsys, workers: tuple[str, ...]
 ):

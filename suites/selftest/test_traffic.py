@@ -29,6 +29,13 @@ from vlm_ci.traffic.spec import (
 )
 from vlm_ci.warmup import NAMED_PLANS, named_plan
 
+
+def seeds(count: int) -> list[object]:
+    """Two seeds by day, the others by night."""
+    night = [pytest.param(number, marks=pytest.mark.nightly) for number in range(2, count)]
+    return [0, 1, *night]
+
+
 QWEN = Envelope(
     image_side=(8, 48),
     video_side=(8, 24),
@@ -195,7 +202,7 @@ def test_each_corner_strategy_reaches_its_corner(name: str):
 
 
 @pytest.mark.parametrize("name", ENVELOPES)
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", seeds(6))
 def test_fifty_examples_reach_every_corner(name: str, number: int):
     seen: list[Session] = []
     search = Search(ENVELOPES[name])
@@ -236,7 +243,7 @@ def _smallest(condition, envelope: Envelope = QWEN, number: int = 0) -> Session:
     return failure.traffic
 
 
-@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("number", seeds(5))
 @pytest.mark.parametrize(
     ("condition", "smallest"),
     [
